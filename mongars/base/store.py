@@ -125,7 +125,7 @@ class Store:
             )
 
     def migrate(self, target: str = "head") -> None:
-        """Bring the tables to `target` (a revision, `head`, or `base` for none), up or down, in one transaction."""
+        """Bring the tables to `target` (a revision, `head`, `base` for none), up or down, in one transaction."""
         address = make_url(self.url)
         if address.get_backend_name() == "sqlite":
             Path(address.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)

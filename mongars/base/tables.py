@@ -21,7 +21,7 @@ _lock, _last = threading.Lock(), 0
 
 
 def new_id() -> str:
-    """A UUID of version 7 as 32 hex digits; in a process each is greater than the last, whatever the clock does."""
+    """A UUID of version 7, 32 hex digits; in a process each is above the last, whatever the clock does."""
     global _last
     with _lock:
         stamp = max(
