@@ -44,8 +44,8 @@ class Outcome:
     finish_reason: str
     model: str
     adapter: str | None
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
 
 
 def turns_of(session: Session, exchanges: Sequence[Exchange]) -> list[Turn]:

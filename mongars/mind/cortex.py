@@ -233,8 +233,8 @@ class _Work:
             finish.reason,
             cortex.model.name,
             cortex.model.adapter,
-            finish.prompt_tokens,
-            finish.completion_tokens,
+            finish.prompt_tokens or None,  # unknown when the answer was broken off
+            finish.completion_tokens or None,
         )
         vector = embedder.embed([text or " "])[0]
         return cortex.conversations.finish(

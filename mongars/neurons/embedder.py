@@ -45,6 +45,12 @@ class Embedder:
             vectors[rows] = self._embed([texts[i] for i in rows])
         return vectors
 
+    def count(self, texts: Sequence[str]) -> int:
+        """How many tokens of the texts are read."""
+        return sum(
+            map(len, self.tokenizer(list(texts), truncation=True, max_length=self.longest)["input_ids"])
+        )
+
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> np.ndarray:
         tokens = self.tokenizer(

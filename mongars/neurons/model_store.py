@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'MANIFEST', 'Source', 'sha256', 'seal', 'verify', 'fingerprint', 'download', 'unpack', 'convert_gguf',
-           'make', 'make_from_hub', 'is_hub_id', 'locate']
+           'make', 'make_from_hub', 'is_hub_id', 'locate', 'check']
 
 # %% ../../nbs/neurons/00_model_store.ipynb #b2bc2008
 import hashlib
@@ -289,3 +289,24 @@ def locate(name: str, cache: Path, say: Callable[[str], None] | None = None) -> 
         raise NotReady(
             f"The model cache {cache} cannot be written: {error}. Set MONGARS_MODELS to another folder."
         ) from error
+
+# %% ../../nbs/neurons/00_model_store.ipynb #acbd0d62
+def check(folder: Path) -> None:
+    """`BadInput` when configuration, weights or tokenizer of a model are missing or broken; loads nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = sorted(folder.glob("*.safetensors"))
+    try:
+        part = folder / "config.json"
+        json.loads(part.read_text())["model_type"]
+        for part in weights:
+            with safe_open(part, "np") as file:  # reads the header, and that the file is as long as it says
+                file.keys()
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BadInput(
+            f"The model in {folder} cannot be read: {part.name}: {error}. Fetch or copy it again."
+        ) from None
+    if not weights or not (folder / "tokenizer.json").is_file():
+        raise BadInput(
+            f"{folder} lacks {'tokenizer.json' if weights else 'weights (*.safetensors)'}; copy it again."
+        )
