@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     answers_waiting: int = Field(
         8, ge=0, le=1000, description="requests that may wait for a place; beyond, 429"
     )
-    memories: int = Field(3, ge=0, le=12, description="most memories shown to the model for one answer")
+    memories: int = Field(2, ge=0, le=12, description="most memories shown to the model for one answer")
     registration: bool | None = Field(
         None, description="may strangers register? by default only on a loopback address"
     )

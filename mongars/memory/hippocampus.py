@@ -83,7 +83,7 @@ class Recall:
 
 
 ONLY_ASKS = 0.3  # taken off a turn that is nothing but a question
-RELEVANT = 0.25  # least score of a memory that is worth showing
+RELEVANT = 0.28  # least score of a memory that is worth showing
 
 
 class Hippocampus:

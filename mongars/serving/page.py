@@ -1,0 +1,2 @@
+def add_page(app):
+    return app
