@@ -121,10 +121,11 @@ class Accounts:
         return person
 
     def issue(self, person: Person, kind: str, label: str = "") -> str:
-        """A new secret of a kind: shown now, and never again."""
+        """A new secret of a kind: shown now, and never again. Expired ones are swept out on the way."""
         secret = ("mg-" if kind == "api_key" else "") + secrets.token_urlsafe(32)
         life = LIFETIMES[kind]
         with self.store.writing() as session:
+            session.exec(delete(Credential).where(col(Credential.expires_at) < now_utc()))
             session.add(
                 Credential(
                     person_id=person.id, kind=kind, digest=digest(secret), label=label[:128],

@@ -13,6 +13,7 @@ keep_quiet()  # before bentoml and gradio are imported: they read these switches
 import bentoml
 from fastapi import FastAPI
 
+from ..base.lifeline import end_with_parent
 from ..base.settings import Settings, read_settings
 from .api import create_app
 from .openai_api import openai_api
@@ -36,9 +37,11 @@ app = whole_app(read_settings())
     name="mongars",
     workers=1,
     traffic={"timeout": 600},
-    endpoints={"livez": "/bentoml/livez", "readyz": "/bentoml/readyz"},
     metrics={"enabled": False},
 )
 @bentoml.asgi_app(app, path="/")
 class Mongars:
-    """The chat service."""
+    """The chat service; it ends with the server that started it."""
+
+    def __init__(self):
+        end_with_parent()

@@ -1,0 +1,146 @@
+"""Real server processes with tiny models, shared by the tests that cross rooms."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVE = """
+import sys, uvicorn
+from mongars.base.outbound import keep_quiet
+keep_quiet()
+from mongars.base.settings import read_settings
+from mongars.serving.service import whole_app
+uvicorn.run(whole_app(read_settings(_env_file=None)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Server:
+    """A server process of our own, and what it takes to start it again."""
+
+    command: list[str]
+    environment: dict[str, str]
+    port: int
+    folder: Path
+    process: subprocess.Popen | None = None
+    tokens: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
+
+    def start(self, patience: float = 120) -> "Server":
+        """Start it, and wait until it is ready."""
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            assert self.process.poll() is None, self.log[-3000:]
+            try:
+                with urllib.request.urlopen(f"{self.url}/ready", timeout=5):
+                    return self
+            except urllib.error.HTTPError as error:
+                raise AssertionError(f"not ready: {error.read()!r} {self.log[-3000:]}") from error
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError(f"not ready after {patience} s: {self.log[-3000:]}")
+
+    def kill(self) -> None:
+        """`kill -9` of the whole family."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End it as an operator does."""
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def person(self, name: str, password: str = "correct horse") -> httpx.Client:
+        """A client signed in as a person, who is registered if need be."""
+        client = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
+        if name not in self.tokens:
+            client.post("/api/v1/user/register", json={"username": name, "password": password})
+            answer = client.post("/token", data={"username": name, "password": password})
+            assert answer.status_code == 200, answer.text
+            self.tokens[name] = answer.json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {self.tokens[name]}"
+        return client
+
+    def mongars(self, *words: str, **options) -> subprocess.CompletedProcess:
+        """The command line on the same home, from a second process."""
+        command = [sys.executable, "-c", "from mongars.serving.cli import main; main()", *words]
+        return subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=True, **options
+        )
+
+    def api_key(self, name: str) -> str:
+        """A new API key of a person."""
+        return json.loads(self.mongars("user", "key", name, "--json").stdout)["key"]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without settings of mongars, except where its models are."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("MONGARS_") or k == "MONGARS_MODELS"}
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> tuple[Path, Path]:
+    """A random chat model and a random encoder."""
+    from mongars.neurons.tiny_model import make_chat_model, make_encoder
+
+    folder = tmp_path_factory.mktemp("models")
+    return make_chat_model(folder / "tiny-chat", context=8192), make_encoder(folder / "tiny-encoder")
+
+
+@pytest.fixture(scope="session")
+def make_server(tmp_path_factory, tiny_models):
+    """Prepare a server with tiny models: `make_server(page=False, **settings)`; it is stopped at the end."""
+    made = []
+
+    def prepare(page: bool = False, command: list[str] | None = None, **settings) -> Server:
+        folder, port = tmp_path_factory.mktemp("server"), free_port()
+        chosen = {"home": folder / "home", "model": tiny_models[0], "embedder": tiny_models[1], "port": port} | settings
+        environment = clean_environment() | {f"MONGARS_{k.upper()}": str(v) for k, v in chosen.items() if v is not None}
+        environment["MONGARS_PAGE"] = str(page).lower()
+        server = Server(command or [sys.executable, "-c", SERVE, str(port)], environment, port, folder)
+        made.append(server)
+        return server
+
+    yield prepare
+    for server in made:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(make_server) -> Server:
+    """A running server with tiny models and no page."""
+    return make_server(max_new_tokens=40).start()

@@ -1,0 +1,73 @@
+"""`kill -9` at any moment: nothing acknowledged is lost, nothing is doubled, and the next start works."""
+
+import json
+import random
+import threading
+import time
+
+import httpx
+import pytest
+
+ANSWER_TOKENS = 200
+# where the kill comes: before the answer, in mid-stream, or around the answer's commit (the end of the tokens)
+MOMENTS = ["at once"] * 4 + ["first token"] * 3 + ["mid-stream"] * 6 + ["around the commit"] * 7
+
+
+def ask_and_kill(server, client: httpx.Client, key: str, text: str, moment: str, dice: random.Random) -> str:
+    """Ask something, kill the server at a moment of the stream; what the client got: nothing, a start, or the end."""
+    body, got, pieces = {"message": text, "stream": True}, "nothing", 0
+    kill_after = {"first token": 1, "mid-stream": dice.randrange(5, 150), "around the commit": ANSWER_TOKENS - 2}.get(moment)
+    if kill_after is None:
+        threading.Timer(dice.uniform(0, 0.05), server.kill).start()
+    try:
+        with client.stream("POST", "/api/v1/conversation/chat", json=body, headers={"Idempotency-Key": key}) as stream:
+            assert stream.status_code == 200
+            for line in stream.iter_lines():
+                if line.startswith("event: "):
+                    event = line.removeprefix("event: ")
+                    got = {"start": "start", "done": "done"}.get(event, got)
+                    pieces += event == "token"
+                    if pieces == kill_after and server.process.poll() is None:
+                        if moment == "around the commit":
+                            time.sleep(dice.uniform(0, 0.02))
+                        server.kill()
+    except httpx.TransportError:
+        pass
+    server.process.wait(60) if kill_after is None else None
+    if server.process.poll() is None:  # the answer was faster than the kill
+        server.kill()
+    return got
+
+
+@pytest.mark.timeout(400)
+def test_no_acknowledged_turn_is_lost_and_none_is_doubled(make_server):
+    server, dice = make_server(max_new_tokens=ANSWER_TOKENS).start(), random.Random(5)
+    acknowledged, outcomes = {}, []
+    client = server.person("Ana")
+    for n, moment in enumerate(MOMENTS):
+        text = f"Message {n}"
+        got = ask_and_kill(server, client, f"key-{n}", text, moment, dice)
+        outcomes.append((moment, got))
+        acknowledged[text] = got
+        server.start()
+        shown = {}
+        for turn in client.get("/api/v1/conversation/history", params={"limit": 200}).json()["items"]:
+            assert turn["message"] not in shown, f"doubled: {turn['message']}"
+            shown[turn["message"]] = turn
+        for said, how in acknowledged.items():
+            if how != "nothing":
+                assert said in shown, f"lost: {said} was acknowledged by {how}"
+            if how == "done":
+                assert shown[said]["response"], f"the answer to {said} was acknowledged and is lost"
+    # a retry of each with its key answers what was not answered, and doubles nothing
+    for n in range(len(MOMENTS)):
+        body = {"message": f"Message {n}"}
+        again = client.post("/api/v1/conversation/chat", json=body, headers={"Idempotency-Key": f"key-{n}"})
+        assert again.status_code == 200, again.text
+        assert len(again.json()["response"]) == ANSWER_TOKENS
+    turns = client.get("/api/v1/conversation/history", params={"limit": 200}).json()["items"]
+    assert sorted(t["message"] for t in turns) == sorted(f"Message {n}" for n in range(len(MOMENTS)))
+    assert all(t["response"] for t in turns)
+    # the kills came where they were meant to: some before the end was told, some after
+    seen = {got for _, got in outcomes}
+    assert "start" in seen and len([o for o in outcomes if o == ("mid-stream", "start")]) >= 5, json.dumps(outcomes)

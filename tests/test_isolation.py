@@ -1,0 +1,91 @@
+"""Two people never see each other's turns, memories or history: every route, with every kind of credential."""
+
+import json
+
+import pytest
+
+CANARY = "zebrafinch"  # Bo's word; Ana must never meet it
+
+# how to call each route as Ana, aiming at what is Bo's where the route can name something
+CALLS = {
+    "POST /api/v1/user/register": lambda bo: {"json": {"username": "Bo", "password": "12345678"}},
+    "POST /token": lambda bo: {"data": {"username": "Bo", "password": "wrong horse"}},
+    "POST /api/v1/conversation/chat": lambda bo: {
+        "json": {"message": f"What did I say about {CANARY[:5]}?", "conversation_id": bo["conversation_id"]},
+        "headers": {"Idempotency-Key": "bos-key"},
+    },
+    "GET /api/v1/conversation/history": lambda bo: {
+        "params": {"conversation_id": bo["conversation_id"], "before": bo["cursor"]}
+    },
+    "POST /v1/chat/completions": lambda bo: {
+        "json": {"model": "tiny-chat", "messages": [{"role": "user", "content": "What did I say?"}], "max_tokens": 8},
+        "headers": {"X-Conversation-Id": bo["conversation_id"]},
+    },
+    "GET /v1/models": lambda bo: {},
+    "GET /v1/models/{name}": lambda bo: {"path": "/v1/models/tiny-chat"},
+    "POST /v1/embeddings": lambda bo: {"json": {"model": "tiny-encoder", "input": "What did Bo say?"}},
+    "GET /healthz": lambda bo: {},
+    "GET /ready": lambda bo: {},
+    "GET /metrics": lambda bo: {},
+}
+OPEN = {"POST /api/v1/user/register", "POST /token", "GET /healthz", "GET /ready", "GET /metrics"}
+
+
+@pytest.fixture(scope="module")
+def bo(server) -> dict:
+    """Bo, who has said things with his word in them."""
+    client = server.person("Bo")
+    said = {"message": f"My {CANARY} sings in the morning."}
+    answer = client.post("/api/v1/conversation/chat", json=said, headers={"Idempotency-Key": "bos-key"}).json()
+    assert CANARY in json.dumps(client.get("/api/v1/conversation/history").json())
+    client.post("/api/v1/conversation/chat", json={"message": f"The {CANARY} again."})
+    cursor = client.get("/api/v1/conversation/history", params={"limit": 1}).json()["next"]
+    return {**answer, "cursor": cursor}
+
+
+def routes_of(server) -> set[str]:
+    """Every route of the running server."""
+    paths = server.person("Ana").get("/openapi.json").json()["paths"]
+    return {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+
+
+def test_every_route_has_a_way_to_be_tried(server):
+    assert routes_of(server) == set(CALLS)
+
+
+@pytest.mark.parametrize("credential", ["token", "api key"])
+@pytest.mark.parametrize("route", CALLS)
+def test_ana_never_meets_what_is_bos(server, bo, route, credential):
+    ana = server.person("Ana")
+    if credential == "api key":
+        ana.headers["Authorization"] = f"Bearer {server.api_key('Ana')}"
+    method, path = route.split()
+    options = CALLS[route](bo)
+    path = options.pop("path", path)
+    answer = ana.request(method, path, **options)
+    assert answer.status_code < 500, answer.text
+    assert CANARY not in answer.text and bo["turn_id"] not in answer.text
+    if bo["conversation_id"] in json.dumps(options):  # naming what is Bo's is as if it were not there
+        own = answer.status_code == 200 and answer.headers.get("X-Conversation-Id") not in (None, bo["conversation_id"])
+        assert answer.status_code == 404 or own, answer.text
+    history = ana.get("/api/v1/conversation/history", params={"limit": 200}).text
+    assert CANARY not in history and bo["conversation_id"] not in history
+
+
+@pytest.mark.parametrize("route", sorted(set(CALLS) - OPEN))
+def test_nothing_is_answered_without_a_credential(server, bo, route):
+    ana = server.person("Ana")
+    method, path = route.split()
+    options = CALLS[route](bo)
+    path = options.pop("path", path)
+    for credential in ("", "Bearer", "Bearer mg-wrong", "Bearer x.y.z", "Basic Qm86Ym8="):
+        ana.headers["Authorization"] = credential
+        answer = ana.request(method, path, **options)
+        assert answer.status_code == 401 and CANARY not in answer.text, (credential, answer.text)
+
+
+def test_the_same_words_recall_only_ones_own(server, bo):
+    words = {"message": f"My {CANARY} sings in the morning, I think"}
+    assert server.person("Cleo").post("/api/v1/conversation/chat", json=words).json()["memories"] == []
+    own = server.person("Bo").post("/api/v1/conversation/chat", json=words)
+    assert CANARY in own.json()["memories"][0]["text"]

@@ -1,0 +1,67 @@
+"""The official `openai` client against a server process."""
+
+import numpy as np
+import openai
+import pytest
+
+
+@pytest.fixture(scope="module")
+def client(server) -> openai.OpenAI:
+    server.person("Odile")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.api_key("Odile"), max_retries=0) as client:
+        yield client
+
+
+def ask(client, *texts: str, **options):
+    roles = ["user", "assistant"]
+    messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+    return client.chat.completions.create(model="tiny-chat", messages=messages, **options)
+
+
+def test_chat_at_once_and_as_a_stream_say_the_same(client):
+    whole = ask(client, "What do bees do?", max_tokens=20)
+    assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 20
+    chunks = list(ask(client, "What do bees do?", max_tokens=20, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "length"
+
+
+def test_a_seed_repeats_and_a_stop_string_stops(client):
+    def said(**options):
+        return ask(client, "Roll the dice", max_tokens=30, temperature=1, **options).choices[0].message.content
+
+    first = said(seed=4)
+    assert first == said(seed=4) != said(seed=5)
+    stop = first[8:11]
+    assert said(seed=4, stop=[stop]) == first[: first.index(stop)]
+
+
+def test_what_is_resent_is_stored_once(client, server):
+    first = ask(client, "I have a boat.", max_tokens=5).choices[0].message.content
+    ask(client, "I have a boat.", first, "It is green.", max_tokens=5)
+    items = server.person("Odile").get("/api/v1/conversation/history", params={"limit": 200}).json()["items"]
+    boat = [t for t in items if t["message"] in ("I have a boat.", "It is green.")]
+    assert [t["message"] for t in boat] == ["It is green.", "I have a boat."]
+    assert boat[0]["conversation_id"] == boat[1]["conversation_id"]
+
+
+def test_models_and_embeddings(client):
+    assert [m.id for m in client.models.list()] == ["tiny-chat", "tiny-encoder"]
+    assert client.models.retrieve("tiny-chat").owned_by == "mongars"
+    vectors = [np.array(e.embedding) for e in client.embeddings.create(model="tiny-encoder", input=["a", "b"]).data]
+    assert np.allclose([v @ v for v in vectors], 1, atol=1e-5) and len(vectors[0]) == 32
+    plain = client.embeddings.create(model="tiny-encoder", input="a", encoding_format="float").data[0].embedding
+    assert np.allclose(plain, vectors[0], atol=1e-6)
+
+
+def test_mistakes_reach_the_client_as_its_own_errors(client, server):
+    with pytest.raises(openai.NotFoundError, match="gpt-9"):
+        client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "Hi"}])
+    with pytest.raises(openai.BadRequestError, match="not supported"):
+        ask(client, "Hi", n=2)
+    with pytest.raises(openai.BadRequestError, match="not supported"):
+        ask(client, "Hi", response_format={"type": "json_object"})
+    with pytest.raises(openai.APIStatusError, match="room for"):
+        ask(client, "long " * 3000)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="mg-wrong", max_retries=0).models.list()

@@ -1,0 +1,69 @@
+"""What a server process does for those who wait, leave, or come back."""
+
+import concurrent.futures
+import json
+import time
+
+import httpx
+
+
+def test_beyond_the_queue_is_429_and_nothing_of_it_is_stored(make_server):
+    server = make_server(max_new_tokens=800, answers_waiting=2).start()
+    ana = server.person("Ana")
+
+    def ask(n: int) -> httpx.Response:
+        return ana.post("/api/v1/conversation/chat", json={"message": f"Crowd {n}"})
+
+    with concurrent.futures.ThreadPoolExecutor(8) as crowd:
+        answers = list(crowd.map(ask, range(8)))
+    busy = [a for a in answers if a.status_code == 429]
+    assert {a.status_code for a in answers} == {200, 429} and len(busy) >= 3
+    assert all(int(a.headers["Retry-After"]) >= 1 and a.json()["title"] for a in busy)
+    turns = ana.get("/api/v1/conversation/history", params={"limit": 200}).json()["items"]
+    assert len(turns) == 8 - len(busy) and all(t["response"] for t in turns)
+
+
+def test_who_leaves_stops_the_model_and_keeps_what_was_said(make_server):
+    server = make_server(max_new_tokens=6000, answers_waiting=0).start()
+    ana = server.person("Ana")
+    with ana.stream("POST", "/api/v1/conversation/chat", json={"message": "Talk", "stream": True}) as stream:
+        heard = [line for line, _ in zip(stream.iter_lines(), range(40), strict=False)]
+    assert any("token" in line for line in heard)
+    left = time.monotonic()
+    while (response := ana.get("/api/v1/conversation/history").json()["items"][0]["response"]) is None:
+        assert time.monotonic() - left < 20, "the model went on without a listener"
+        time.sleep(0.05)
+    assert 0 < len(response) < 6000
+    again = ana.post("/v1/chat/completions", json={
+        "model": "tiny-chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3,
+    })  # fmt: skip
+    assert again.status_code == 200, "the only place was not given back"
+
+
+def test_other_routes_answer_while_the_model_works(server):
+    ana = server.person("Wanda")
+    with ana.stream("POST", "/api/v1/conversation/chat", json={"message": "Talk", "stream": True}) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: start"
+        assert ana.get("/healthz").status_code == 200
+        assert len(ana.get("/api/v1/conversation/history").json()["items"]) == 1
+        rest = list(lines)
+    ended = json.loads(rest[rest.index("event: done") + 1].removeprefix("data: "))
+    assert len(ended["response"]) == 40
+
+
+def test_a_second_process_sees_and_adds_turns(server):
+    ana = server.person("Yara")
+    ana.post("/api/v1/conversation/chat", json={"message": "Said to the server"})
+    server.mongars("chat", "Said in the terminal")
+    owner = server.mongars("user", "key", "owner", "--json")
+    key = json.loads(owner.stdout)["key"]
+    items = ana.get("/api/v1/conversation/history", headers={"Authorization": f"Bearer {key}"}).json()["items"]
+    assert [t["message"] for t in items] == ["Said in the terminal"] and items[0]["response"]
+
+
+def test_the_registration_is_closed_where_others_can_reach_it(make_server):
+    server = make_server(registration="false").start()
+    client = httpx.Client(base_url=server.url, trust_env=False)
+    answer = client.post("/api/v1/user/register", json={"username": "Eve", "password": "12345678"})
+    assert answer.status_code == 403 and "user add" in answer.json()["detail"]
