@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     temperature: float = Field(0.0, ge=0, le=2, description="0 always takes the likeliest word")
     top_p: float = Field(1.0, gt=0, le=1, description="share of probability that is sampled from")
     repetition_penalty: float = Field(
-        1.0, ge=1, le=2, description="above 1, words already said become less likely"
+        1.1, ge=1, le=2, description="above 1, words already said become less likely"
     )
     answers_at_once: int = Field(1, ge=1, le=64, description="answers generated at the same time")
     answers_waiting: int = Field(
