@@ -6,9 +6,17 @@
 __all__ = ['REGISTRY', 'REQUESTS', 'REQUEST_SECONDS', 'TOKENS', 'FIRST_TOKEN_SECONDS', 'ANSWERS', 'exposition']
 
 # %% ../../nbs/base/05_telemetry.ipynb #be32bc3e
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 # %% ../../nbs/base/05_telemetry.ipynb #79f5ae1c
+disable_created_metrics()  # a start time for each series is noise to every dashboard
 REGISTRY = CollectorRegistry()
 
 REQUESTS = Counter("mongars_requests", "HTTP requests", ["method", "route", "status"], registry=REGISTRY)

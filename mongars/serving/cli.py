@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -116,6 +117,8 @@ def up(verbose: Annotated[bool, typer.Option(help="Show the server's log here.")
     log = settings.home / "server.log"
     command = [sys.executable, "-m", "bentoml", "serve", "mongars.serving.service:Mongars"]
     command += ["--host", settings.host, "--port", str(settings.port)]
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C does
+        signal.signal(ending, signal.default_int_handler)
     me = os.getpid()
     with open(log, "ab") as file:
         server = subprocess.Popen(
