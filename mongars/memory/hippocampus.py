@@ -129,7 +129,7 @@ class Hippocampus:
                 select(Utterance.id, Embedding.vector)
                 .join(Embedding, col(Embedding.utterance_id) == Utterance.id)
                 .where(Utterance.person_id == person, Utterance.role == "user")
-                .where(tells())
+                .where(tells(), func.lower(func.trim(Utterance.text)) != question.strip().lower())
                 .where(Embedding.fingerprint == self.embedder.fingerprint)
                 .where(Utterance.said_at <= (as_of or now))
                 .where(
