@@ -56,7 +56,12 @@ class Server:
         """Start it, and wait until it is ready."""
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                self.command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+                self.command,
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         until = time.monotonic() + patience
         while time.monotonic() < until:
@@ -99,7 +104,13 @@ class Server:
         """The command line on the same home, from a second process."""
         command = [sys.executable, "-c", "from mongars.serving.cli import main; main()", *words]
         return subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=True, **options
+            command,
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            **options,
         )
 
     def api_key(self, name: str) -> str:
@@ -128,8 +139,15 @@ def make_server(tmp_path_factory, tiny_models):
 
     def prepare(page: bool = False, command: list[str] | None = None, **settings) -> Server:
         folder, port = tmp_path_factory.mktemp("server"), free_port()
-        chosen = {"home": folder / "home", "model": tiny_models[0], "embedder": tiny_models[1], "port": port} | settings
-        environment = clean_environment() | {f"MONGARS_{k.upper()}": str(v) for k, v in chosen.items() if v is not None}
+        chosen = {
+            "home": folder / "home",
+            "model": tiny_models[0],
+            "embedder": tiny_models[1],
+            "port": port,
+        } | settings
+        environment = clean_environment() | {
+            f"MONGARS_{k.upper()}": str(v) for k, v in chosen.items() if v is not None
+        }
         environment["MONGARS_PAGE"] = str(page).lower()
         server = Server(command or [sys.executable, "-c", SERVE, str(port)], environment, port, folder)
         made.append(server)

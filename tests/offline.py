@@ -1,8 +1,8 @@
 """Run a command with no way out of this machine: `python tests/offline.py -- COMMAND …`.
 
-On Linux the command gets a network namespace of its own with nothing but a loopback interface, so neither it nor any child of
-it can reach anything else. Where the system allows no namespace, every Python process of it refuses to connect or to look up a
-name off this machine instead (tests/guard/sitecustomize.py), and this is said.
+On Linux the command gets a network namespace of its own with nothing but a loopback interface, so neither it nor any
+child of it can reach anything else. Where the system allows no namespace, every Python process of it refuses to connect
+or to look up a name off this machine instead (tests/guard/sitecustomize.py), and this is said.
 """
 
 import ctypes
@@ -41,7 +41,10 @@ def main() -> None:
     if leave_the_network():
         os.environ["MONGARS_TEST_OFFLINE"] = "namespace"
     else:
-        print("offline: no network namespace is allowed here; Python processes are guarded instead", file=sys.stderr)
+        print(
+            "offline: no network namespace is allowed here; Python processes are guarded instead",
+            file=sys.stderr,
+        )
         os.environ["MONGARS_TEST_OFFLINE"] = "guard"
         guard = str(Path(__file__).parent / "guard")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [guard, os.environ.get("PYTHONPATH")]))

@@ -16,11 +16,17 @@ MOMENTS = ["at once"] * 4 + ["first token"] * 3 + ["mid-stream"] * 6 + ["around 
 def ask_and_kill(server, client: httpx.Client, key: str, text: str, moment: str, dice: random.Random) -> str:
     """Ask something, kill the server at a moment of the stream; what the client got: nothing, a start, or the end."""
     body, got, pieces = {"message": text, "stream": True}, "nothing", 0
-    kill_after = {"first token": 1, "mid-stream": dice.randrange(5, 150), "around the commit": ANSWER_TOKENS - 2}.get(moment)
+    kill_after = {
+        "first token": 1,
+        "mid-stream": dice.randrange(5, 150),
+        "around the commit": ANSWER_TOKENS - 2,
+    }.get(moment)
     if kill_after is None:
         threading.Timer(dice.uniform(0, 0.05), server.kill).start()
     try:
-        with client.stream("POST", "/api/v1/conversation/chat", json=body, headers={"Idempotency-Key": key}) as stream:
+        with client.stream(
+            "POST", "/api/v1/conversation/chat", json=body, headers={"Idempotency-Key": key}
+        ) as stream:
             assert stream.status_code == 200
             for line in stream.iter_lines():
                 if line.startswith("event: "):
@@ -70,4 +76,6 @@ def test_no_acknowledged_turn_is_lost_and_none_is_doubled(make_server):
     assert all(t["response"] for t in turns)
     # the kills came where they were meant to: some before the end was told, some after
     seen = {got for _, got in outcomes}
-    assert "start" in seen and len([o for o in outcomes if o == ("mid-stream", "start")]) >= 5, json.dumps(outcomes)
+    assert "start" in seen and len([o for o in outcomes if o == ("mid-stream", "start")]) >= 5, json.dumps(
+        outcomes
+    )

@@ -33,7 +33,9 @@ def test_the_encoder_is_the_published_one():
 
 def test_alike_meanings_are_close():
     embedder = Embedder(model_store.locate("all-MiniLM-L6-v2", SETTINGS.models))
-    one, alike, other = embedder.embed(["The cat sat on the mat.", "A kitten rested on a rug.", "Interest rates rose again."])
+    one, alike, other = embedder.embed(
+        ["The cat sat on the mat.", "A kitten rested on a rug.", "Interest rates rose again."]
+    )
     assert one @ alike > 0.5 > 0.2 > one @ other and embedder.dimension == 384
     assert np.isclose(np.linalg.norm(one), 1, atol=1e-5)
 
@@ -42,7 +44,9 @@ def test_alike_meanings_are_close():
 def answers(tmp_path_factory) -> list[dict]:
     """Eight stories told and asked after, each by a person of its own: with recall, and without."""
     home = tmp_path_factory.mktemp("stories")
-    settings = read_settings(_env_file=None, home=home, model="SmolLM2-135M-Instruct", embedder="all-MiniLM-L6-v2")
+    settings = read_settings(
+        _env_file=None, home=home, model="SmolLM2-135M-Instruct", embedder="all-MiniLM-L6-v2"
+    )
     stories = STORIES["stories"][:8]
 
     async def say(house, person: str, text: str, sampling: Sampling):

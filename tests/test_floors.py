@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {"base": 0, "neurons": 1, "memory": 2, "senses": 2, "mind": 3, "growth": 4, "peers": 4, "serving": 5}
 STRANGERS = {("growth", "peers"), ("peers", "growth"), ("memory", "senses"), ("senses", "memory")}
 HEAVY = {"torch", "transformers", "fastapi", "gradio", "bentoml", "starlette"}
-MODULES = sorted(p for p in (ROOT / "mongars").rglob("*.py") if p.parent.name in FLOORS and p.name != "__init__.py")
+MODULES = sorted(
+    p for p in (ROOT / "mongars").rglob("*.py") if p.parent.name in FLOORS and p.name != "__init__.py"
+)
 
 
 def imported(path: Path) -> set[str]:
@@ -19,7 +21,9 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package = ["mongars", path.parent.name][: 3 - node.level] if node.level else []  # nbdev writes relative ones
+            package = (
+                ["mongars", path.parent.name][: 3 - node.level] if node.level else []
+            )  # nbdev writes relative ones
             module = ".".join([*package, *filter(None, [node.module])])
             names |= {f"{module}.{alias.name}" for alias in node.names}
     return names
@@ -64,7 +68,9 @@ def test_only_cortex_calls_the_others_of_its_floor():
 
 def test_only_one_module_knows_the_engine():
     knowing = {
-        f"{p.parent.name}.{p.stem}" for p in MODULES if any(n.startswith("mongars.neurons.generation.T") for n in imported(p))
+        f"{p.parent.name}.{p.stem}"
+        for p in MODULES
+        if any(n.startswith("mongars.neurons.generation.T") for n in imported(p))
     }
     assert knowing == {"neurons.language_model"}
 

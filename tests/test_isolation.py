@@ -18,7 +18,11 @@ CALLS = {
         "params": {"conversation_id": bo["conversation_id"], "before": bo["cursor"]}
     },
     "POST /v1/chat/completions": lambda bo: {
-        "json": {"model": "tiny-chat", "messages": [{"role": "user", "content": "What did I say?"}], "max_tokens": 8},
+        "json": {
+            "model": "tiny-chat",
+            "messages": [{"role": "user", "content": "What did I say?"}],
+            "max_tokens": 8,
+        },
         "headers": {"X-Conversation-Id": bo["conversation_id"]},
     },
     "GET /v1/models": lambda bo: {},
@@ -36,7 +40,9 @@ def bo(server) -> dict:
     """Bo, who has said things with his word in them."""
     client = server.person("Bo")
     said = {"message": f"My {CANARY} sings in the morning."}
-    answer = client.post("/api/v1/conversation/chat", json=said, headers={"Idempotency-Key": "bos-key"}).json()
+    answer = client.post(
+        "/api/v1/conversation/chat", json=said, headers={"Idempotency-Key": "bos-key"}
+    ).json()
     assert CANARY in json.dumps(client.get("/api/v1/conversation/history").json())
     client.post("/api/v1/conversation/chat", json={"message": f"The {CANARY} again."})
     cursor = client.get("/api/v1/conversation/history", params={"limit": 1}).json()["next"]
@@ -66,7 +72,10 @@ def test_ana_never_meets_what_is_bos(server, bo, route, credential):
     assert answer.status_code < 500, answer.text
     assert CANARY not in answer.text and bo["turn_id"] not in answer.text
     if bo["conversation_id"] in json.dumps(options):  # naming what is Bo's is as if it were not there
-        own = answer.status_code == 200 and answer.headers.get("X-Conversation-Id") not in (None, bo["conversation_id"])
+        own = answer.status_code == 200 and answer.headers.get("X-Conversation-Id") not in (
+            None,
+            bo["conversation_id"],
+        )
         assert answer.status_code == 404 or own, answer.text
     history = ana.get("/api/v1/conversation/history", params={"limit": 200}).text
     assert CANARY not in history and bo["conversation_id"] not in history

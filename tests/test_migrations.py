@@ -35,7 +35,9 @@ def url(request, tmp_path) -> str:
         return f"sqlite:///{tmp_path}/house.sqlite3"
     address = request.getfixturevalue("postgres")
     name = f"mongars_{tmp_path.name}".replace("-", "_").replace("[", "_").replace("]", "_").lower()
-    admin = create_engine(address.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT")
+    admin = create_engine(
+        address.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT"
+    )
     with admin.connect() as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
     admin.dispose()
@@ -90,7 +92,11 @@ def test_a_newer_database_is_refused_and_left_alone(url):
 
 def test_a_conversation_is_kept_and_recalled(url, tmp_path, tiny_models):
     settings = read_settings(
-        _env_file=None, home=tmp_path / "home", database_url=url, model=str(tiny_models[0]), embedder=str(tiny_models[1])
+        _env_file=None,
+        home=tmp_path / "home",
+        database_url=url,
+        model=str(tiny_models[0]),
+        embedder=str(tiny_models[1]),
     )
 
     async def ask(house, person, words) -> Answered:
@@ -120,7 +126,9 @@ def test_a_conversation_is_kept_and_recalled(url, tmp_path, tiny_models):
         assert answered.memories[0].said_at.tzinfo is not None
         page, cursor = house.conversations.history(person, 1)
         rest, end = house.conversations.history(person, 1, cursor)
-        assert [page[0].id, rest[0].id, end] == [answered.turn.id, rest[0].id, None] and rest[0].id < page[0].id
+        assert [page[0].id, rest[0].id, end] == [answered.turn.id, rest[0].id, None] and rest[0].id < page[
+            0
+        ].id
         assert house.accounts.authenticate("ANA", "correct horse").id == person
         await house.close()
 

@@ -17,13 +17,18 @@ COMMIT = "a" * 40
 @pytest.fixture
 def hub(tiny_models, monkeypatch, tmp_path):
     """A hub with one model, `ana/tiny`; the paths it was asked for."""
-    files = {p.name: p.read_bytes() for p in tiny_models[0].iterdir()} | {"pickle.bin": b"never taken", "code.py": b"nor this"}
+    files = {p.name: p.read_bytes() for p in tiny_models[0].iterdir()} | {
+        "pickle.bin": b"never taken",
+        "code.py": b"nor this",
+    }
     asked = []
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
             self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT} | headers).items():
+            for name, value in (
+                {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT} | headers
+            ).items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
             if self.command == "GET":
@@ -37,7 +42,10 @@ def hub(tiny_models, monkeypatch, tmp_path):
                 about = {"id": "ana/tiny", "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
                 self.answer(json.dumps(about).encode(), Content_Type="application/json")
             elif path.startswith("/api/models/ana/tiny/tree/"):
-                tree = [{"type": "file", "path": n, "size": len(b), "oid": f"{hash(b):x}"} for n, b in files.items()]
+                tree = [
+                    {"type": "file", "path": n, "size": len(b), "oid": f"{hash(b):x}"}
+                    for n, b in files.items()
+                ]
                 self.answer(json.dumps(tree).encode(), Content_Type="application/json")
             elif path.startswith("/ana/tiny/resolve/") and name in files:
                 self.answer(files[name], ETag=f'"{abs(hash(files[name])):x}"')
@@ -65,7 +73,9 @@ def test_a_named_model_is_fetched_once_and_answers(hub, tmp_path):
     assert told[0].startswith("ana/tiny: downloading") and model_store.verify(folder) == []
     assert not (folder / "pickle.bin").exists() and not (folder / "code.py").exists()
     model_store.check(folder)
-    *_, finish = TransformersEngine(folder).generate([{"role": "user", "content": "Hi"}], Sampling(max_new_tokens=4))
+    *_, finish = TransformersEngine(folder).generate(
+        [{"role": "user", "content": "Hi"}], Sampling(max_new_tokens=4)
+    )
     assert finish.completion_tokens == 4
     before = len(hub)
     assert model_store.locate("ana/tiny", cache, told.append) == folder and len(hub) == before

@@ -20,7 +20,9 @@ except OSError as error:
 
 @pytest.mark.skipif(MODE is None, reason="run by `make test`, which takes the network away")
 def test_a_child_process_has_no_way_out():
-    said = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True).stdout.splitlines()
+    said = subprocess.run(
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     if MODE == "namespace":
         assert said[0] == "['lo']"
     assert said[1] == ("gaierror" if MODE == "namespace" else "ConnectionRefusedError")
@@ -35,5 +37,7 @@ def test_the_guard_refuses_what_leaves_the_machine_and_nothing_else():
             "except ConnectionRefusedError as error: print('refused', error)"
         )
         environment = {**os.environ, "PYTHONPATH": guard}
-        said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
     assert said.stdout.startswith("refused") and "mongars.invalid" in said.stdout

@@ -21,14 +21,21 @@ def ask(client, *texts: str, **options):
 def test_chat_at_once_and_as_a_stream_say_the_same(client):
     whole = ask(client, "What do bees do?", max_tokens=20)
     assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 20
-    chunks = list(ask(client, "What do bees do?", max_tokens=20, stream=True, stream_options={"include_usage": True}))
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    chunks = list(
+        ask(client, "What do bees do?", max_tokens=20, stream=True, stream_options={"include_usage": True})
+    )
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        == whole.choices[0].message.content
+    )
     assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "length"
 
 
 def test_a_seed_repeats_and_a_stop_string_stops(client):
     def said(**options):
-        return ask(client, "Roll the dice", max_tokens=30, temperature=1, **options).choices[0].message.content
+        return (
+            ask(client, "Roll the dice", max_tokens=30, temperature=1, **options).choices[0].message.content
+        )
 
     first = said(seed=4)
     assert first == said(seed=4) != said(seed=5)
@@ -48,9 +55,13 @@ def test_what_is_resent_is_stored_once(client, server):
 def test_models_and_embeddings(client):
     assert [m.id for m in client.models.list()] == ["tiny-chat", "tiny-encoder"]
     assert client.models.retrieve("tiny-chat").owned_by == "mongars"
-    vectors = [np.array(e.embedding) for e in client.embeddings.create(model="tiny-encoder", input=["a", "b"]).data]
+    vectors = [
+        np.array(e.embedding) for e in client.embeddings.create(model="tiny-encoder", input=["a", "b"]).data
+    ]
     assert np.allclose([v @ v for v in vectors], 1, atol=1e-5) and len(vectors[0]) == 32
-    plain = client.embeddings.create(model="tiny-encoder", input="a", encoding_format="float").data[0].embedding
+    plain = (
+        client.embeddings.create(model="tiny-encoder", input="a", encoding_format="float").data[0].embedding
+    )
     assert np.allclose(plain, vectors[0], atol=1e-6)
 
 

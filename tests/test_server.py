@@ -58,7 +58,9 @@ def test_a_second_process_sees_and_adds_turns(server):
     server.mongars("chat", "Said in the terminal")
     owner = server.mongars("user", "key", "owner", "--json")
     key = json.loads(owner.stdout)["key"]
-    items = ana.get("/api/v1/conversation/history", headers={"Authorization": f"Bearer {key}"}).json()["items"]
+    items = ana.get("/api/v1/conversation/history", headers={"Authorization": f"Bearer {key}"}).json()[
+        "items"
+    ]
     assert [t["message"] for t in items] == ["Said in the terminal"] and items[0]["response"]
 
 

@@ -27,7 +27,9 @@ def wait_for_free(port: int, patience: float = 10) -> None:
 @pytest.fixture(scope="module")
 def up(make_server):
     """A running `mongars up` with the default models."""
-    return make_server(page=True, command=UP, model=None, embedder=None, max_new_tokens=48).start(patience=240)
+    return make_server(page=True, command=UP, model=None, embedder=None, max_new_tokens=48).start(
+        patience=240
+    )
 
 
 def chat(client, message: str) -> dict:
@@ -39,7 +41,12 @@ def chat(client, message: str) -> dict:
 @pytest.mark.timeout(400)
 def test_what_was_told_is_recalled_after_a_restart_in_a_new_conversation(up):
     ana = up.person("Ana")
-    told = [TOLD, "What is a good name for a boat?", "I need to buy flour tomorrow.", "How long do I boil an egg?"]
+    told = [
+        TOLD,
+        "What is a good name for a boat?",
+        "I need to buy flour tomorrow.",
+        "How long do I boil an egg?",
+    ]
     turns = [chat(ana, text) for text in told]
     assert len({turn["conversation_id"] for turn in turns}) == 4
     key = (up.folder / "home" / "secret_key").read_bytes()
@@ -72,7 +79,9 @@ def test_the_link_opens_the_page_once_as_the_owner(up):
     link = re.findall(r"http://127\.0\.0\.1:\d+/enter\?token=\S+", up.log)[-1]
     with httpx.Client(base_url=up.url, trust_env=False, follow_redirects=True, timeout=60) as browser:
         assert browser.get("/ui/").url.path == "/sign-in"
-        assert browser.get(link).status_code == 200 and browser.get("/ui/").url.path == "/sign-in"  # looking changes nothing
+        assert (
+            browser.get(link).status_code == 200 and browser.get("/ui/").url.path == "/sign-in"
+        )  # looking changes nothing
         token = link.partition("token=")[2]
         assert browser.post("/enter", data={"token": token}).url.path == "/ui/"
         assert browser.get("/ui/").status_code == 200

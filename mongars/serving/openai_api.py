@@ -20,12 +20,12 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from .api import HouseHere, IdempotencyKey, PersonHere, begin, finish, log, sampling_of, sse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..base.errors import BadInput, MongarsError, NotFound
 from ..mind.cortex import Answered, Ask, Event, Said, Started
 from ..neurons.prompt import Message
+from .api import HouseHere, IdempotencyKey, PersonHere, begin, finish, log, sampling_of, sse
 from .wiring import House
 
 # %% ../../nbs/serving/04_openai_api.ipynb #b49e945c

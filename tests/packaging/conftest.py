@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 def source(tmp_path_factory) -> Path:
     """A copy of the tracked files."""
     folder = tmp_path_factory.mktemp("source")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+    ).stdout
     for name in filter(None, tracked.split("\0")):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -26,18 +26,32 @@ def test_the_bento_requires_what_the_package_requires(source):
     settings = ConfigParser(delimiters=["="])
     settings.read(source / "settings.ini")
     packages = yaml.safe_load((source / "bentofile.yaml").read_text())["python"]["packages"]
-    wanted = settings["DEFAULT"]["requirements"].split() + settings["DEFAULT"]["postgres_requirements"].split()
+    wanted = (
+        settings["DEFAULT"]["requirements"].split() + settings["DEFAULT"]["postgres_requirements"].split()
+    )
     assert sorted(packages) == sorted(wanted)
 
 
 @pytest.mark.timeout(600)
 def test_the_bento_serves_its_own_copy(bento, make_server):
     package = bento / "src" / "mongars"
-    assert (package / "migrations" / "script.py.mako").exists() and list((package / "serving" / "pages").iterdir())
+    assert (package / "migrations" / "script.py.mako").exists() and list(
+        (package / "serving" / "pages").iterdir()
+    )
     assert not list(bento.rglob("*.ipynb")) and not list(bento.rglob("test_*.py"))
     (package / "__init__.py").write_text('__version__ = "0.0.0+bento"\n')  # to see which copy answers
     server = make_server(page=True)
-    server.command = [sys.executable, "-m", "bentoml", "serve", str(bento), "--host", "127.0.0.1", "--port", str(server.port)]
+    server.command = [
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        str(bento),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(server.port),
+    ]
     server.environment["BENTOML_HOME"] = str(bento.parents[2])
     server.start(patience=180)
     assert httpx.get(f"{server.url}/openapi.json", trust_env=False).json()["info"]["version"] == "0.0.0+bento"

@@ -36,7 +36,17 @@ def installed(wheel, source, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("empty") / "venv"
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", source / "constraints.txt", wheel]
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-c",
+        source / "constraints.txt",
+        wheel,
+    ]
     run = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder / "bin"
@@ -46,14 +56,18 @@ def installed(wheel, source, tmp_path_factory) -> Path:
 def test_up_works_from_the_wheel_alone(installed, make_server):
     check = subprocess.run([installed / "python", "-m", "pip", "check"], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout
-    absent = "import importlib.util as i; print([n for n in ('nbdev', 'fastcore', 'IPython') if i.find_spec(n)])"
+    absent = (
+        "import importlib.util as i; print([n for n in ('nbdev', 'fastcore', 'IPython') if i.find_spec(n)])"
+    )
     seen = subprocess.run([installed / "python", "-c", absent], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "[]", "a development package is a requirement"
     server = make_server(page=True, command=[str(installed / "mongars"), "up"], model=None, embedder=None)
     server.environment["PATH"] = os.pathsep.join([str(installed), os.environ["PATH"]])
     server.start(patience=240)
     assert httpx.get(f"{server.url}/ready", trust_env=False).json()["model"] == "SmolLM2-135M-Instruct"
-    answer = server.person("Ana").post("/api/v1/conversation/chat", json={"message": "What is the capital of Italy?"})
+    answer = server.person("Ana").post(
+        "/api/v1/conversation/chat", json={"message": "What is the capital of Italy?"}
+    )
     assert "rome" in answer.json()["response"].lower()
     where = f"{installed.parent}/lib"
     loaded = Path(f"/proc/{server.process.pid}/maps")

@@ -23,7 +23,9 @@ def upgrade() -> None:
     op.create_table(
         "credential",
         sa.Column("id", ID, primary_key=True),
-        sa.Column("person_id", ID, sa.ForeignKey("person.id", ondelete="CASCADE"), nullable=False, index=True),
+        sa.Column(
+            "person_id", ID, sa.ForeignKey("person.id", ondelete="CASCADE"), nullable=False, index=True
+        ),
         sa.Column("kind", sa.String(16), nullable=False),
         sa.Column("digest", sa.String(64), nullable=False, unique=True),
         sa.Column("label", sa.String(128), nullable=False),
@@ -33,7 +35,9 @@ def upgrade() -> None:
     op.create_table(
         "conversation",
         sa.Column("id", ID, primary_key=True),
-        sa.Column("person_id", ID, sa.ForeignKey("person.id", ondelete="CASCADE"), nullable=False, index=True),
+        sa.Column(
+            "person_id", ID, sa.ForeignKey("person.id", ondelete="CASCADE"), nullable=False, index=True
+        ),
         sa.Column("title", sa.String(128), nullable=False),
         sa.Column("client_name", sa.String(256), index=True),
         sa.Column("created_at", MOMENT, nullable=False),
@@ -55,7 +59,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", "person_id"),
         sa.UniqueConstraint("person_id", "idempotency_key"),
         sa.ForeignKeyConstraint(
-            ["conversation_id", "person_id"], ["conversation.id", "conversation.person_id"], ondelete="CASCADE"
+            ["conversation_id", "person_id"],
+            ["conversation.id", "conversation.person_id"],
+            ondelete="CASCADE",
         ),
     )
     op.create_index("ix_exchange_person_asked", "exchange", ["person_id", "asked_at", "id"])
@@ -91,5 +97,13 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("recollection", "embedding", "utterance", "exchange", "conversation", "credential", "person"):
+    for table in (
+        "recollection",
+        "embedding",
+        "utterance",
+        "exchange",
+        "conversation",
+        "credential",
+        "person",
+    ):
         op.drop_table(table)
