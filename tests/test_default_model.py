@@ -12,6 +12,7 @@ from mongars.mind.cortex import Ask
 from mongars.neurons import model_store
 from mongars.neurons.embedder import Embedder
 from mongars.neurons.generation import Sampling
+from mongars.neurons.model_folder import sha256, verify
 from mongars.serving.api import sampling_of
 from mongars.serving.wiring import assemble
 
@@ -22,13 +23,13 @@ STORIES = json.loads((Path(__file__).parent.parent / "nbs" / "benchmarks" / "sto
 @pytest.mark.parametrize("name", model_store.SOURCES)
 def test_the_files_are_as_they_were_made(name):
     folder = model_store.locate(name, SETTINGS.models)
-    assert model_store.verify(folder) == []
+    assert verify(folder) == []
 
 
 def test_the_encoder_is_the_published_one():
     folder = model_store.locate("all-MiniLM-L6-v2", SETTINGS.models)
     source = model_store.SOURCES["all-MiniLM-L6-v2"]
-    assert model_store.sha256(folder / "model.safetensors") == source.weights_sha256
+    assert sha256(folder / "model.safetensors") == source.weights_sha256
 
 
 def test_alike_meanings_are_close():

@@ -10,6 +10,7 @@ import pytest
 from mongars.base.errors import NotReady
 from mongars.neurons import model_store
 from mongars.neurons.generation import Sampling, TransformersEngine
+from mongars.neurons.model_folder import check, verify
 
 COMMIT = "a" * 40
 
@@ -70,9 +71,9 @@ def hub(tiny_models, monkeypatch, tmp_path):
 def test_a_named_model_is_fetched_once_and_answers(hub, tmp_path):
     cache, told = tmp_path / "models", []
     folder = model_store.locate("ana/tiny", cache, told.append)
-    assert told[0].startswith("ana/tiny: downloading") and model_store.verify(folder) == []
+    assert told[0].startswith("ana/tiny: downloading") and verify(folder) == []
     assert not (folder / "pickle.bin").exists() and not (folder / "code.py").exists()
-    model_store.check(folder)
+    check(folder)
     *_, finish = TransformersEngine(folder).generate(
         [{"role": "user", "content": "Hi"}], Sampling(max_new_tokens=4)
     )

@@ -15,6 +15,7 @@ from ..base.errors import NotReady
 from ..base.settings import Settings, signing_key
 from ..base.store import Store
 from ..neurons import model_store
+from ..neurons.model_folder import check
 from .accounts import Accounts
 
 if TYPE_CHECKING:  # imported where they are built: they bring torch
@@ -45,7 +46,7 @@ def prepare(settings: Settings, say: Callable[[str], None], port: bool = True) -
         check_port(settings.host, settings.port)
     for name in (settings.model, settings.embedder):
         if name not in model_store.SOURCES and not model_store.is_hub_id(name):
-            model_store.check(model_store.locate(name, settings.models))
+            check(model_store.locate(name, settings.models))
     try:
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -55,7 +56,7 @@ def prepare(settings: Settings, say: Callable[[str], None], port: bool = True) -
     store = Store(settings.store_url)
     store.check()
     for name in (settings.model, settings.embedder):
-        model_store.check(model_store.locate(name, settings.models, say))
+        check(model_store.locate(name, settings.models, say))
     _, made = signing_key(settings)
     if made:
         say(f"Made a signing key: {settings.home / 'secret_key'}")
