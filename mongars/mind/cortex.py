@@ -79,7 +79,7 @@ class Cortex:
     ):
         self.hippocampus, self.conversations, self.model = hippocampus, conversations, model
         self.memories, self.clock = memories, clock
-        self._tasks: set[asyncio.Task] = set()
+        self._works: dict[asyncio.Task, _Work] = {}
         self._being_answered: set[str] = set()
 
     async def turn(self, ask: Ask) -> AsyncIterator[Event]:
@@ -102,8 +102,8 @@ class Cortex:
             events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
             work = _Work(self, ask, known, place, events)
             task = asyncio.create_task(work.run())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._works[task] = work
+            task.add_done_callback(self._works.pop)
             try:
                 while (event := await events.get()) is not None:
                     if isinstance(event, BaseException):
@@ -124,9 +124,9 @@ class Cortex:
 
     async def close(self) -> None:
         """Break off the answers in the making, and wait until what was said is stored."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for task, work in self._works.items():
+            work.leave(task)
+        await asyncio.gather(*self._works, return_exceptions=True)
 
 
 def told_again(turn: Turn, memories: tuple[Memory, ...]) -> list[Event]:
@@ -141,15 +141,13 @@ class _Work:
 
     def __init__(self, cortex: Cortex, ask: Ask, known: Turn | None, place: Place, events: asyncio.Queue):
         self.cortex, self.ask, self.known, self.place, self.events = cortex, ask, known, place, events
-        self.generating = False
+        self.generating, self.listened = False, True
 
     def leave(self, task: asyncio.Task) -> None:
         """The listener is gone: stop generating, but never in the middle of a commit."""
         if self.generating:
             task.cancel()
         self.listened = False
-
-    listened = True
 
     async def run(self) -> None:
         cortex, turn = self.cortex, None
