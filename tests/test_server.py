@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import json
+import sys
 import time
 
 import httpx
+import pytest
 
 
 def test_beyond_the_queue_is_429_and_nothing_of_it_is_stored(make_server):
@@ -40,16 +42,51 @@ def test_who_leaves_stops_the_model_and_keeps_what_was_said(make_server):
     assert again.status_code == 200, "the only place was not given back"
 
 
-def test_other_routes_answer_while_the_model_works(server):
+def test_other_routes_answer_while_the_model_works(make_server):
+    server = make_server(max_new_tokens=3000).start()
     ana = server.person("Wanda")
     with ana.stream("POST", "/api/v1/conversation/chat", json={"message": "Talk", "stream": True}) as stream:
         lines = stream.iter_lines()
         assert next(lines) == "event: start"
         assert ana.get("/healthz").status_code == 200
-        assert len(ana.get("/api/v1/conversation/history").json()["items"]) == 1
+        items = ana.get("/api/v1/conversation/history").json()["items"]
+        assert [t["response"] for t in items] == [None], "it was only answered when the model was done"
         rest = list(lines)
     ended = json.loads(rest[rest.index("event: done") + 1].removeprefix("data: "))
-    assert len(ended["response"]) == 40
+    assert len(ended["response"]) == 3000
+
+
+def test_who_leaves_while_waiting_gives_the_place_back(make_server):
+    server = make_server(max_new_tokens=7000, answers_waiting=1).start()
+    ana, bo, cy = (server.person(name) for name in ("Ana", "Bo", "Cy"))
+    with ana.stream("POST", "/api/v1/conversation/chat", json={"message": "Talk", "stream": True}) as stream:
+        assert next(stream.iter_lines()) == "event: start"
+        with pytest.raises(httpx.ReadTimeout):
+            bo.post("/api/v1/conversation/chat", json={"message": "Me too"}, timeout=1)
+        until = time.monotonic() + 10
+        with pytest.raises(httpx.ReadTimeout):  # let in, and waiting: not 429
+            while cy.post("/api/v1/conversation/chat", json={"message": "And I"}, timeout=2).status_code == 429:
+                assert time.monotonic() < until, "Bo's place was never given back"
+                time.sleep(0.1)
+
+
+@pytest.mark.parametrize("by", ["uvicorn", "bentoml"])
+def test_a_server_that_stops_gives_every_listener_an_end_and_keeps_what_was_said(make_server, by):
+    bento = [sys.executable, "-m", "bentoml", "serve", "mongars.serving.service:Mongars", "--host", "127.0.0.1", "--port"]
+    server = make_server(max_new_tokens=7000)
+    server.command = [*bento, str(server.port)] if by == "bentoml" else server.command
+    server.environment["BENTOML_HOME"] = str(server.folder / "bentoml")
+    ana = server.start().person("Ana")
+    with ana.stream("POST", "/api/v1/conversation/chat", json={"message": "Talk", "stream": True}) as stream:
+        lines = stream.iter_lines()
+        heard = [next(lines) for _ in range(30)]
+        server.process.terminate()
+        heard += list(lines)
+    assert server.process.wait(15) is not None
+    ended = json.loads(heard[heard.index("event: done") + 1].removeprefix("data: "))
+    assert ended["finish_reason"] == "cancelled" and 0 < len(ended["response"]) < 7000
+    kept = server.start().person("Ana").get("/api/v1/conversation/history").json()["items"][0]
+    assert kept["response"] == ended["response"]
 
 
 def test_a_second_process_sees_and_adds_turns(server):

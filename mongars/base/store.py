@@ -136,17 +136,34 @@ class Store:
 
     def _migrate(self, target: str) -> None:
         self.check()
-        with self._writer.begin() as connection:
-            if (
-                connection.dialect.name == "postgresql"
-            ):  # two starting servers: the second waits, then finds it done
-                connection.execute(text("SELECT pg_advisory_xact_lock(7305)"))
-            config = self._alembic
-            config.attributes["connection"] = connection
-            if target == "base" or self._is_older(target, connection):
-                command.downgrade(config, target)
-            else:
-                command.upgrade(config, target)
+        with self._writer.connect() as connection:
+            on_sqlite = connection.dialect.name == "sqlite"
+            raw = connection.connection.driver_connection
+            if on_sqlite:  # SQLite changes a table by making it anew: dropping the old one must not cascade
+                raw.execute("PRAGMA foreign_keys=OFF")
+            try:
+                with connection.begin():
+                    self._change(connection, target)
+                    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all() if on_sqlite else []
+                    if broken:
+                        raise NotReady(
+                            f"The migration to {target} would leave rows without their owner: {broken[:3]}."
+                        )
+            finally:
+                if on_sqlite:
+                    raw.execute("PRAGMA foreign_keys=ON")
+
+    def _change(self, connection, target: str) -> None:
+        if (
+            connection.dialect.name == "postgresql"
+        ):  # two starting servers: the second waits, then finds it done
+            connection.execute(text("SELECT pg_advisory_xact_lock(7305)"))
+        config = self._alembic
+        config.attributes["connection"] = connection
+        if target == "base" or self._is_older(target, connection):
+            command.downgrade(config, target)
+        else:
+            command.upgrade(config, target)
 
     def _is_older(self, target: str, connection) -> bool:
         version = MigrationContext.configure(connection).get_current_revision()

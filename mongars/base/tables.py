@@ -116,6 +116,7 @@ class Exchange(SQLModel, table=True):
     person_id: str = Field(max_length=32)
     conversation_id: str = Field(max_length=32)
     idempotency_key: str | None = Field(default=None, max_length=255)
+    request_digest: str | None = Field(default=None, max_length=64)
     asked_at: datetime = moment(default_factory=now_utc)
     answered_at: datetime | None = moment(default=None, nullable=True)
     finish_reason: str | None = Field(default=None, max_length=16)

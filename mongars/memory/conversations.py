@@ -34,6 +34,7 @@ class Turn:
     adapter: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    request_digest: str | None = None  # what its idempotency key stands for
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def turns_of(session: Session, exchanges: Sequence[Exchange]) -> list[Turn]:
             id=e.id, conversation_id=e.conversation_id, message=texts[e.id, "user"],
             response=texts.get((e.id, "assistant")), said_at=e.asked_at, finish_reason=e.finish_reason, model=e.model,
             adapter=e.adapter, prompt_tokens=e.prompt_tokens, completion_tokens=e.completion_tokens,
+            request_digest=e.request_digest,
         )
         for e in exchanges
     ]  # fmt: skip
@@ -86,6 +88,7 @@ class Conversations:
     def open(
         self, person: str, text: str, said_at: datetime, vector: np.ndarray, fingerprint: str,
         conversation_id: str | None = None, idempotency_key: str | None = None, client_name: str | None = None,
+        request_digest: str | None = None,
     ) -> Turn:  # fmt: skip
         """Commit a message; a new conversation when none is named. `NotFound` if the named one is not this person's."""
         try:
@@ -103,6 +106,7 @@ class Conversations:
                     person_id=person,
                     conversation_id=conversation.id,
                     idempotency_key=idempotency_key,
+                    request_digest=request_digest,
                     asked_at=said_at,
                 )
                 session.add(exchange)
@@ -153,7 +157,7 @@ class Conversations:
             return turns_of(session, [exchange])[0]
 
     def _owned(self, session: Session, person: str, conversation_id: str) -> Conversation:
-        conversation = session.get(Conversation, conversation_id)
+        conversation = None if "\0" in conversation_id else session.get(Conversation, conversation_id)
         if conversation is None or conversation.person_id != person:
             raise NotFound(f"There is no conversation {conversation_id!r}. Leave it out to start a new one.")
         return conversation
@@ -211,6 +215,14 @@ class Conversations:
                 Conversation.person_id == person, Conversation.client_name == client_name
             )
             return session.exec(same.order_by(col(Conversation.id).desc())).first()
+
+    def owns(self, person: str, conversation_id: str) -> bool:
+        """Whether this is the id of a conversation of this person."""
+        try:
+            with self.store.reading() as session:
+                return bool(self._owned(session, person, conversation_id))
+        except NotFound:
+            return False
 
     def rename(self, person: str, conversation_id: str, client_name: str) -> None:
         """Let a client know a conversation by another name from now on."""

@@ -110,6 +110,12 @@ class Hippocampus:
                 session, person, role, text, said_at, name, vector, self.embedder.fingerprint
             ).id
 
+    def unread(self) -> int:
+        """How many utterances have no vector of this encoder, and cannot be recalled with it."""
+        mine = select(Embedding.utterance_id).where(Embedding.fingerprint == self.embedder.fingerprint)
+        with self.store.reading() as session:
+            return session.exec(select(func.count()).where(col(Utterance.id).not_in(mine))).one()
+
     def recall(
         self,
         person: str,

@@ -6,6 +6,7 @@
 __all__ = ['Embedder']
 
 # %% ../../nbs/neurons/06_embedder.ipynb #ee32ef6b
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Embedder:
             ) from error
         self.name = folder.name
         self.longest, self.batch = longest, batch  # tokens, texts
+        self._reading = threading.Lock()  # a tokenizer keeps its padding in itself: one call at a time
         self.dimension: int = self.model.config.hidden_size
         self.fingerprint = f"{self.name}/{fingerprint(folder)[:16]}/mean/float32"
 
@@ -47,15 +49,16 @@ class Embedder:
 
     def count(self, texts: Sequence[str]) -> int:
         """How many tokens of the texts are read."""
-        return sum(
-            map(len, self.tokenizer(list(texts), truncation=True, max_length=self.longest)["input_ids"])
-        )
+        with self._reading:
+            tokens = self.tokenizer(list(texts), truncation=True, max_length=self.longest)["input_ids"]
+        return sum(map(len, tokens))
 
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> np.ndarray:
-        tokens = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
-        )
+        with self._reading:
+            tokens = self.tokenizer(
+                texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
+            )
         states = self.model(**tokens).last_hidden_state
         mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)
         mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -42,6 +43,8 @@ class Sampling:
                 raise BadInput(f"{name} must be between {low} and {high}, not {getattr(self, name)}")
         if not 0 < self.top_p <= 1:
             raise BadInput(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise BadInput(f"seed must be a whole number of 64 bits, not {self.seed}")
         if "" in self.stop:
             raise BadInput("stop must not hold an empty string: every answer would end before it began")
 
@@ -69,7 +72,7 @@ def choose(
         logits[seen] = torch.where(
             scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty
         )
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-3:  # as good as 0, and a division by less overflows
         return int(logits.argmax())
     probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
@@ -136,8 +139,14 @@ class TransformersEngine:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of the messages with the template around them, up to where the answer begins."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        try:
+            text = self._templated(messages)
+        except TemplateError as error:
+            raise BadInput(f"The chat template of {self.name} refuses this conversation: {error}") from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _templated(self, messages: Sequence[Message]) -> str:
+        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
     def count(self, messages: Sequence[Message]) -> int:
         """How many tokens the messages are."""

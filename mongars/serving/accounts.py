@@ -42,6 +42,8 @@ def check_username(username: str) -> str:
             f"{username[:80]!r} cannot be a user name: 1 to 64 letters, digits and . _ @ + - , "
             "beginning with a letter or digit."
         )
+    if len(folded(username)) > 256:
+        raise BadInput(f"{username!r} is too long when its letters are written out.")
     return username
 
 
@@ -66,6 +68,8 @@ class Accounts:
     def register(self, username: str, password: str | None, role: str = "user") -> Person:
         """A new person; `Conflict` when the name is taken. Without a password, only random secrets open the account."""
         check_username(username)
+        if folded(username) == OWNER and role != "admin":
+            raise Conflict(f"The name {username!r} is the owner's. Choose another one.")
         hashed = None if password is None else _hasher.hash(check_password(password))
         person = Person(username=username, username_key=folded(username), role=role, password_hash=hashed)
         try:
@@ -86,6 +90,8 @@ class Accounts:
 
     def find(self, username: str) -> Person | None:
         """The person of this name, if there is one."""
+        if "\0" in username:  # no name has it, and PostgreSQL would not even look
+            return None
         with self.store.reading() as session:
             return session.exec(select(Person).where(Person.username_key == folded(username))).first()
 
@@ -102,12 +108,14 @@ class Accounts:
     def owner(self) -> Person:
         """The person whose machine this is: an admin named `owner`, made when first asked for."""
         try:
-            return self.find(OWNER) or self.register(OWNER, None, role="admin")
+            return self.find(OWNER) or self.register(
+                OWNER, None, role="admin"
+            )  # nobody else can take the name
         except Conflict:  # another process made it between the two looks
             return self.find(OWNER)
 
     def set_password(self, username: str, password: str) -> Person:
-        """Give a person a password, and end all their sessions."""
+        """Give a person a password, and end all their sessions and unused links."""
         hashed = _hasher.hash(check_password(password))
         with self.store.writing() as session:
             person = session.exec(select(Person).where(Person.username_key == folded(username))).first()
@@ -116,7 +124,7 @@ class Accounts:
             person.password_hash = hashed
             session.add(person)
             session.exec(
-                delete(Credential).where(Credential.person_id == person.id, Credential.kind == "session")
+                delete(Credential).where(Credential.person_id == person.id, Credential.kind != "api_key")
             )
         return person
 

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'HouseHere', 'bearer', 'PersonHere', 'api', 'IdempotencyKey', 'operator', 'house_of', 'person_of', 'Strict',
            'NewPerson', 'PersonShape', 'TokenShape', 'Question', 'TurnShape', 'HistoryShape', 'sampling_of', 'register',
-           'token', 'chat', 'history', 'healthz', 'ready', 'metrics', 'Measured', 'create_app']
+           'token', 'chat', 'history', 'healthz', 'ready', 'metrics', 'Measured', 'farewell', 'create_app']
 
 # %% ../../nbs/serving/05_api.ipynb #65a78120
 import asyncio
 import contextlib
 import logging
+import signal
+import threading
 import time
 from datetime import datetime
 from typing import Annotated
@@ -238,6 +240,32 @@ class Measured:
             REQUEST_SECONDS.labels(route).observe(time.perf_counter() - began)
 
 
+@contextlib.contextmanager
+def farewell(house: House | None):
+    """While this is open, a signal to stop also breaks off the answers in the making.
+
+    A server waits for its open requests before it lets the application close, and an answer can take minutes: everybody
+    who listens gets what was said so far, and a proper end, at once.
+    """
+    if house is None or threading.current_thread() is not threading.main_thread():
+        yield  # in a thread of a test there are no signals
+        return
+    loop, before = asyncio.get_running_loop(), {}
+
+    def stop(number, frame):
+        loop.call_soon_threadsafe(lambda: loop.create_task(house.cortex.close()))
+        if callable(before[number]):
+            before[number](number, frame)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; its models are loaded when the server starts it.
 
@@ -253,7 +281,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         except MongarsError as error:
             app.state.failure = error
             log.error("mongars cannot serve: %s", error)
-        yield
+        with farewell(app.state.house):
+            yield
         if app.state.house:
             await app.state.house.close()
 

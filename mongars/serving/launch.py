@@ -36,6 +36,9 @@ def server_environment(settings: Settings) -> dict[str, str]:
 
 def wait_until_ready(server: subprocess.Popen, url: str, log: Path, patience: float = 180) -> None:
     """Return when the server answers; `NotReady` with its reason when it cannot."""
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # our own server, whatever proxy is set
     until = time.monotonic() + patience
     reason = f"it did not answer within {patience:.0f} seconds"
     while time.monotonic() < until:
@@ -43,7 +46,7 @@ def wait_until_ready(server: subprocess.Popen, url: str, log: Path, patience: fl
             reason = f"it ended with code {server.returncode}"
             break
         try:
-            with urllib.request.urlopen(f"{url}/ready", timeout=5):
+            with direct.open(f"{url}/ready", timeout=5):
                 return
         except urllib.error.HTTPError as error:
             with contextlib.suppress(ValueError, KeyError):

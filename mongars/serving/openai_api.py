@@ -71,7 +71,7 @@ class ChatCompletion(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
 
 
 # fields that ask for nothing when they have one of these values; None always asks for nothing
@@ -110,9 +110,7 @@ def ask_of(house: House, person_id: str, body: ChatCompletion, header: str | Non
     if not talk or body.messages[-1].role != "user":
         raise CannotDo("The last message must be the user's: that is what is answered.")
     name = f"id:{header}" if header else named_by(talk[:-1])
-    own = header and next(
-        (c.id for c in house.conversations.conversations(person_id, 1000) if c.id == header), None
-    )
+    own = header if header and house.conversations.owns(person_id, header) else None
     return Ask(
         person=person_id,
         text=talk[-1]["content"],

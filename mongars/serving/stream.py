@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['log', 'MemoryShape', 'UsageShape', 'AnswerShape', 'memory_shape', 'answer_shape', 'sse', 'begin', 'finish',
-           'chat_events']
+           'departure', 'chat_events']
 
 # %% ../../nbs/serving/04_stream.ipynb #23289c47
+import asyncio
 import contextlib
 import json
 import logging
@@ -78,14 +79,30 @@ async def begin(events: AsyncIterator[Event]) -> tuple[Started, AsyncIterator[Ev
 
 
 async def finish(request: Request, events: AsyncIterator[Event]) -> Answered | None:
-    """Read a turn to its end; None if the client left, which breaks the answer off."""
-    async with contextlib.aclosing(events):
-        async for event in events:
-            if isinstance(event, Answered):
-                return event
-            if await request.is_disconnected():
-                return None
-    return None
+    """Read a turn to its end; None if the client left, even while waiting, which breaks the answer off."""
+    gone = asyncio.ensure_future(departure(request))
+    step = None
+    try:
+        async with contextlib.aclosing(events):
+            while True:
+                step = asyncio.ensure_future(anext(events, None))
+                await asyncio.wait({step, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not step.done():
+                    return None
+                event = step.result()
+                if event is None or isinstance(event, Answered):
+                    return event
+    finally:
+        gone.cancel()
+        if step is not None and not step.done():
+            step.cancel()
+            await asyncio.wait({step})
+
+
+async def departure(request: Request) -> None:
+    """Return when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def chat_events(started: Started, events: AsyncIterator[Event]) -> AsyncIterator[str]:

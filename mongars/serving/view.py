@@ -94,7 +94,7 @@ def literally(text: str) -> str:
 
 
 CODE = re.compile(
-    r"^ {0,3}(?P<fence>`{3,}|~{3,}).*?(^ {0,3}(?P=fence)|\Z)|(?P<run>`+)(?!`).+?(?<!`)(?P=run)(?!`)",
+    r"^ {0,3}(?P<fence>`{3,}|~{3,}).*?(^ {0,3}(?P=fence)|\Z)|(?P<run>`+)(?!`)(?:(?!\n[ \t]*\n).)+?(?<!`)(?P=run)(?!`)",
     re.DOTALL | re.MULTILINE,
 )
 

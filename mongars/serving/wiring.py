@@ -6,6 +6,7 @@
 __all__ = ['check_port', 'prepare', 'House', 'assemble']
 
 # %% ../../nbs/serving/02_wiring.ipynb #c7a9faee
+import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class House:
     async def close(self) -> None:
         """Finish what is being said, store it, and let go of the database."""
         await self.cortex.close()
-        self.model.close()
+        await asyncio.to_thread(self.model.close)
         self.store.close()
 
 
@@ -95,14 +96,19 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     from mongars.neurons.language_model import LanguageModel
     from mongars.serving.tokens import Tokens
 
+    known = settings.model in model_store.SOURCES or model_store.is_hub_id(settings.model)
     model = LanguageModel.load(
         model_store.locate(settings.model, settings.models),
-        name=settings.model if settings.model in model_store.SOURCES else None,
+        name=settings.model if known else None,
         at_once=settings.answers_at_once,
         waiting=settings.answers_waiting,
     )
     embedder = Embedder(model_store.locate(settings.embedder, settings.models))
-    conversations = Conversations(store)
+    conversations, hippocampus = Conversations(store), Hippocampus(store, embedder)
+    if unread := hippocampus.unread():
+        say(
+            f"{unread} things said were encoded by another model than {embedder.name} and cannot be recalled with it"
+        )
     return House(
         settings=settings,
         store=store,
@@ -111,5 +117,5 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         model=model,
         embedder=embedder,
         conversations=conversations,
-        cortex=Cortex(Hippocampus(store, embedder), conversations, model, settings.memories),
+        cortex=Cortex(hippocampus, conversations, model, settings.memories),
     )

@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.Column("person_id", ID, nullable=False),
         sa.Column("conversation_id", ID, nullable=False),
         sa.Column("idempotency_key", sa.String(255)),
+        sa.Column("request_digest", sa.String(64)),
         sa.Column("asked_at", MOMENT, nullable=False),
         sa.Column("answered_at", MOMENT),
         sa.Column("finish_reason", sa.String(16)),
