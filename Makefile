@@ -1,18 +1,21 @@
 # The two commands: `make up` serves the chat page, `make test` runs everything. The rest is for those who change mongars.
 PYTHON ?= python3
 VENV ?= .venv
+# A home named in `.env` counts; otherwise it is in the checkout.
+ifeq ($(shell grep -s "^MONGARS_HOME=" .env),)
 export MONGARS_HOME ?= $(CURDIR)/data/home
+endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: up test check-clean text readme bench clean
+.PHONY: up test check-clean text readme clean
 
 up: $(VENV)/ready
 	@$(BIN)/mongars up
 
 test: $(VENV)/ready-dev
 	@$(BIN)/mongars models fetch
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests --ignore tests/packaging
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/packaging
 
 # Generated files deleted and made again must be the ones that are committed, and the notebooks clean.

@@ -10,7 +10,9 @@ import pytest
 
 ANSWER_TOKENS = 200
 # where the kill comes: before the answer, in mid-stream, or around the answer's commit (the end of the tokens)
-MOMENTS = ["at once"] * 4 + ["first token"] * 3 + ["mid-stream"] * 6 + ["around the commit"] * 6 + ["after the end"]
+MOMENTS = (
+    ["at once"] * 4 + ["first token"] * 3 + ["mid-stream"] * 6 + ["around the commit"] * 6 + ["after the end"]
+)
 
 
 def ask_and_kill(server, client: httpx.Client, key: str, text: str, moment: str, dice: random.Random) -> str:
@@ -77,6 +79,6 @@ def test_no_acknowledged_turn_is_lost_and_none_is_doubled(make_server):
     assert sorted(t["message"] for t in turns) == sorted(f"Message {n}" for n in range(len(MOMENTS)))
     assert all(t["response"] for t in turns)
     # the kills came where they were meant to: some before the end was told, some after
-    assert ("after the end", "done") in outcomes and len([o for o in outcomes if o == ("mid-stream", "start")]) >= 5, json.dumps(
-        outcomes
-    )
+    assert ("after the end", "done") in outcomes and len(
+        [o for o in outcomes if o == ("mid-stream", "start")]
+    ) >= 5, json.dumps(outcomes)

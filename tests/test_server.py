@@ -65,14 +65,25 @@ def test_who_leaves_while_waiting_gives_the_place_back(make_server):
             bo.post("/api/v1/conversation/chat", json={"message": "Me too"}, timeout=1)
         until = time.monotonic() + 10
         with pytest.raises(httpx.ReadTimeout):  # let in, and waiting: not 429
-            while cy.post("/api/v1/conversation/chat", json={"message": "And I"}, timeout=2).status_code == 429:
+            while (
+                cy.post("/api/v1/conversation/chat", json={"message": "And I"}, timeout=2).status_code == 429
+            ):
                 assert time.monotonic() < until, "Bo's place was never given back"
                 time.sleep(0.1)
 
 
 @pytest.mark.parametrize("by", ["uvicorn", "bentoml"])
 def test_a_server_that_stops_gives_every_listener_an_end_and_keeps_what_was_said(make_server, by):
-    bento = [sys.executable, "-m", "bentoml", "serve", "mongars.serving.service:Mongars", "--host", "127.0.0.1", "--port"]
+    bento = [
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        "mongars.serving.service:Mongars",
+        "--host",
+        "127.0.0.1",
+        "--port",
+    ]
     server = make_server(max_new_tokens=7000)
     server.command = [*bento, str(server.port)] if by == "bentoml" else server.command
     server.environment["BENTOML_HOME"] = str(server.folder / "bentoml")

@@ -89,6 +89,11 @@ def read_settings(**overrides) -> Settings:
     except ValidationError as error:
         wrong = [
             f"MONGARS_{'_'.join(map(str, e['loc'])).upper().removeprefix('MONGARS_')}: {e['msg']}"
+            + (
+                ""
+                if {"secret", "database"} & set(str(e["loc"][0]).lower().split("_"))
+                else f", not {e['input']!r}"
+            )
             for e in error.errors()
         ]
         raise BadInput("These settings cannot be used. " + "; ".join(wrong)) from None

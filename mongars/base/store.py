@@ -39,10 +39,15 @@ def open_engine(url: str) -> Engine:
         engine = create_engine(
             address, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False}
         )
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise NotReady(f"MONGARS_DATABASE_URL is not a database address: {error}") from None
+    except (ArgumentError, NoSuchModuleError):
+        raise NotReady(
+            "MONGARS_DATABASE_URL is not a database address. Write postgresql://user:password@host/name, "
+            "or leave it unset for SQLite in the home."
+        ) from None
     except ModuleNotFoundError as error:
-        raise NotReady(f"PostgreSQL needs the package {error.name!r}: install `mongars[postgres]`.") from None
+        raise NotReady(
+            f'PostgreSQL needs the package {error.name!r}: `pip install "psycopg[binary]"` in its environment.'
+        ) from None
 
     @event.listens_for(engine, "connect")
     def prepare(connection, _record):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from ..base.errors import BadInput
 from .model_folder import fingerprint
@@ -23,6 +24,7 @@ class Embedder:
 
     def __init__(self, folder: Path, longest: int = 256, batch: int = 32):
         folder = Path(folder)
+        logging.disable_progress_bar()  # seconds at most
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model = AutoModel.from_pretrained(

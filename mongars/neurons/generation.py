@@ -14,6 +14,7 @@ import torch
 from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging
 
 from ..base.errors import BadInput
 from .model_folder import fingerprint
@@ -117,6 +118,7 @@ class TransformersEngine:
         folder = Path(folder)
         self.name = name or folder.name
         self.fingerprint = fingerprint(folder)
+        logging.disable_progress_bar()  # seconds at most
         on_gpu = torch.cuda.is_available()
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['out', 'err', 'app', 'users', 'models', 'AsJson', 'FromStdin', 'say', 'show', 'up', 'chat', 'one_answer',
-           'ask_for_line', 'open_accounts', 'ask_password', 'add', 'list_users', 'password', 'key', 'list_models',
-           'fetch', 'verify', 'doctor', 'lab', 'version', 'main']
+           'ask_for_line', 'open_accounts', 'ask_password', 'check_free', 'add', 'list_users', 'password', 'key',
+           'list_models', 'fetch', 'verify', 'doctor', 'lab', 'version', 'main']
 
 # %% ../../nbs/serving/14_cli.ipynb #0759f950
 import asyncio
@@ -81,7 +81,7 @@ def up(verbose: Annotated[bool, typer.Option(help="Show the server's log here.")
             wait_until_ready(server, address(settings), log)
         out.print("\n[bold]monGARS is ready.[/bold] Open this link to come in; it works once:\n")
         out.print(f"    {address(settings)}/enter?token={ticket}\n", soft_wrap=True, style="bold cyan")
-        out.print(f"[dim]Home {settings.home} · log {log.name} · stop with Ctrl-C[/dim]", soft_wrap=True)
+        out.print(f"[dim]Home {settings.home} · log {log} · stop with Ctrl-C[/dim]", soft_wrap=True)
         code = server.wait()
     except KeyboardInterrupt:
         code = 0
@@ -103,14 +103,19 @@ def chat(
     """Talk in the terminal, as the owner."""
     from mongars.serving.wiring import assemble
 
-    with (
-        asyncio.Runner() as loop
-    ):  # lines are read outside of it: Ctrl-C then ends an answer, or the conversation
+    if message is not None and not message.strip():
+        raise BadInput("The message is empty. Write something, or leave it out to begin a conversation.")
+    # Lines are read outside of the loop: Ctrl-C then ends an answer, or the conversation.
+    with asyncio.Runner() as loop:
         house = assemble(read_settings(), say)
         person = house.accounts.owner().id
         try:
             if message is not None:
                 loop.run(one_answer(house, person, message, conversation, as_json))
+            if message is None:
+                err.print(
+                    "[dim]Talk to monGARS. Ctrl-C ends an answer; `exit` or Ctrl-D ends the talk.[/dim]"
+                )
             while message is None and (text := ask_for_line()) is not None:
                 try:
                     conversation = loop.run(one_answer(house, person, text, conversation, as_json))
@@ -147,19 +152,26 @@ async def one_answer(house, person: str, text: str, conversation: str | None, as
 def ask_for_line() -> str | None:
     """The next line a person types; None when they are done."""
     try:
-        while not (line := input("› ").strip()):
+        while not (line := input("› " if sys.stdin.isatty() else "").strip()):
             pass
-        return line
+        return None if line in ("exit", "quit") else line
     except (EOFError, KeyboardInterrupt):
         return None
 
 # %% ../../nbs/serving/14_cli.ipynb #137f9d8b
-def open_accounts():
-    """The accounts of this home, its database brought up to date."""
+def open_accounts(new: bool = False):
+    """The accounts of this home, its database brought up to date; only with `new` is a database made."""
     from mongars.base.store import Store
     from mongars.serving.accounts import Accounts
 
-    store = Store(read_settings().store_url)
+    settings = read_settings()
+    say(f"Home {settings.home}")
+    database = settings.home / "mongars.sqlite3"
+    if not new and not settings.database_url and not database.exists():
+        raise NotReady(
+            f"No house in {settings.home} yet. `mongars up` makes one; or set MONGARS_HOME to yours."
+        )
+    store = Store(settings.store_url)
     store.migrate()
     return Accounts(store)
 
@@ -169,6 +181,14 @@ def ask_password(from_stdin: bool) -> str:
     if from_stdin:
         return sys.stdin.readline().rstrip("\n")
     return typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+
+
+def check_free(accounts, name: str) -> None:
+    """Refuse a name that cannot be had before a password is asked for."""
+    from mongars.serving.accounts import check_username
+
+    if accounts.find(check_username(name)):
+        raise BadInput(f"The name {name!r} is taken. Choose another one.")
 
 
 FromStdin = Annotated[
@@ -181,7 +201,9 @@ def add(name: str, role: str = "user", password_stdin: FromStdin = False, as_jso
     """Make an account."""
     if role not in ("user", "operator", "admin"):
         raise BadInput(f"{role!r} is no role. Choose user, operator or admin.")
-    person = open_accounts().register(name, ask_password(password_stdin), role)
+    accounts = open_accounts(new=True)
+    check_free(accounts, name)
+    person = accounts.register(name, ask_password(password_stdin), role)
     show([{"id": person.id, "username": person.username, "role": person.role}], as_json, "Made")
 
 
@@ -282,7 +304,7 @@ def lab() -> None:
         "jupyter-lab", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     )
     if jupyter is None:
-        raise NotReady("JupyterLab is not installed. Run `pip install 'mongars[lab]'`.")
+        raise NotReady("JupyterLab is not installed. In a checkout, run `.venv/bin/pip install -e '.[lab]'`.")
     os.execv(jupyter, [jupyter, "--notebook-dir", str(notebooks)])
 
 

@@ -6,17 +6,20 @@
 __all__ = ['model_rows', 'checks']
 
 # %% ../../nbs/serving/13_doctor.ipynb #e62d60a1
+import json
 import os
 import shutil
 import sys
+import urllib.request
 
 import psutil
 
 from ..base.errors import MongarsError, NotReady
-from ..base.settings import Settings, read_settings
+from ..base.settings import Settings, read_settings, signing_key
 from ..base.store import Store
 from ..neurons import model_store
 from ..neurons.model_folder import MANIFEST, check, verify
+from .launch import address
 from .wiring import check_port
 
 # %% ../../nbs/serving/13_doctor.ipynb #a9967c9a
@@ -74,9 +77,25 @@ def checks(settings: Settings) -> list[tuple[str, bool, str]]:
     look("database", database)
     look("chat model", lambda: model(settings.model))
     look("encoder", lambda: model(settings.embedder))
-    look(
-        "port", lambda: check_port(settings.host, settings.port) or f"{settings.host}:{settings.port} is free"
-    )
+
+    def port() -> str:
+        here = f"{settings.host}:{settings.port}"
+        try:
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(f"{address(settings)}/ready", timeout=5) as answer:
+                return f"monGARS is serving on {here} with {json.load(answer)['model']}"
+        except (OSError, ValueError, KeyError):  # not ours: then it must be free
+            check_port(settings.host, settings.port)
+            return f"{here} is free"
+
+    def key() -> str:
+        if settings.secret_key or (settings.home / "secret_key").exists():
+            signing_key(settings)
+            return "set" if settings.secret_key else "in the home"
+        return "none yet: `mongars up` makes it"
+
+    look("signing key", key)
+    look("port", port)
     free = psutil.virtual_memory().available / 1e9
-    found.append(("memory", free > 1.5, f"{free:.1f} GB available; the default models take 1.2"))
+    found.append(("memory", free > 1.5, f"{free:.1f} GB available; the default models take 1.2 GB"))
     return found

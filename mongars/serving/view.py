@@ -141,7 +141,8 @@ def day(moment: datetime, now: datetime) -> str:
 def recalled(view: View, now: datetime) -> str:
     """The panel of memories, as HTML."""
     if view.memories is None:
-        return '<p class="quiet">What an answer was recalled from will stand here.</p>'
+        about = "The memories an answer was given with appear here. Choose an earlier answer to see its own."
+        return f'<p class="quiet">{about}</p>'
     if not view.memories:
         return '<p class="quiet">Nothing recalled for this answer.</p>'
     question = next((t.message for t in view.turns if t.id == view.about), "")
@@ -149,8 +150,8 @@ def recalled(view: View, now: datetime) -> str:
     return about + "".join(
         f"<article><blockquote>{plain(m.text)}</blockquote><p><b>{plain(m.speaker)}</b> · "
         f'<time datetime="{m.said_at.isoformat()}">{day(m.said_at, now)}</time></p>'
-        f'<p class="score"><meter min="0" max="1" value="{max(0.0, m.score):.2f}" aria-label="closeness">'
-        f"</meter> {m.score:.2f} close</p></article>"
+        f'<p class="score"><meter min="0" max="1" value="{max(0.0, m.score):.2f}" aria-label="likeness">'
+        f"</meter> {m.score:.2f} alike</p></article>"
         for m in view.memories
     )
 
@@ -173,6 +174,6 @@ def status(house: House, view: View) -> str:
         parts.append("answering …")
     elif last is not None and last.response is not None:
         used = last.completion_tokens
-        parts.append(f"last answer: {tokens(used)}")
+        parts += [f"last answer: {tokens(used)}"] if used is not None else []
         parts += {"length": ["cut at the limit"], "cancelled": ["stopped"]}.get(last.finish_reason, [])
     return " · ".join(parts)

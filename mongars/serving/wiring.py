@@ -7,6 +7,8 @@ __all__ = ['check_port', 'prepare', 'House', 'assemble']
 
 # %% ../../nbs/serving/02_wiring.ipynb #c7a9faee
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+                raise NotReady(f"{host} is no address of this machine. Set MONGARS_HOST to one.") from None
             raise NotReady(
                 f"Port {port} on {host} cannot be used ({error.strerror}). "
                 f"Stop what is using it, or choose another: MONGARS_PORT={port + 1 if port < 65535 else port - 1}."
@@ -54,6 +58,8 @@ def prepare(settings: Settings, say: Callable[[str], None], port: bool = True) -
         raise NotReady(
             f"The home {settings.home} cannot be made ({error.strerror}). Set MONGARS_HOME."
         ) from None
+    if not os.access(settings.home, os.W_OK):
+        raise NotReady(f"The home {settings.home} cannot be written. Set MONGARS_HOME to another folder.")
     store = Store(settings.store_url)
     store.check()
     for name in (settings.model, settings.embedder):
@@ -104,6 +110,8 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         waiting=settings.answers_waiting,
     )
     embedder = Embedder(model_store.locate(settings.embedder, settings.models))
+    accounts = Accounts(store)
+    accounts.owner()  # before a stranger can ask for the name
     conversations, hippocampus = Conversations(store), Hippocampus(store, embedder)
     if unread := hippocampus.unread():
         say(
@@ -112,7 +120,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     return House(
         settings=settings,
         store=store,
-        accounts=Accounts(store),
+        accounts=accounts,
         tokens=Tokens(signing_key(settings)[0], settings.token_minutes),
         model=model,
         embedder=embedder,
