@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from ..base.errors import BadInput
@@ -50,7 +51,10 @@ def verify(folder: Path) -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """The identity of a model's weights and configuration, 64 hex digits; an adapter or a vector names it."""
+    """The identity of a model's weights, configuration and tokenizer, 64 hex digits; an adapter or a vector names it.
+
+    `BadInput` when the configuration is no JSON object.
+    """
     digest = hashlib.sha256()
     known = {}
     if (folder / MANIFEST).exists():
@@ -61,8 +65,34 @@ def fingerprint(folder: Path) -> str:
         if p.suffix == ".safetensors" or p.name in {"config.json", "tokenizer.json"}
     )
     for part in parts:
-        digest.update(f"{part.name} {known.get(part.name) or sha256(part)}\n".encode())
+        one = _meaning(part) if part.name == "config.json" else known.get(part.name) or _large(part)
+        digest.update(f"{part.name} {one}\n".encode())
     return digest.hexdigest()
+
+
+def _meaning(config: Path) -> str:
+    """The hash of what a configuration says, without the library version that wrote it down."""
+    try:
+        said = json.loads(config.read_bytes())
+        said.pop("transformers_version", None)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise BadInput(
+            f"The model in {config.parent} cannot be read: {config.name}: {error}. Copy it again."
+        ) from None
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _large(path: Path) -> str:
+    """The hash of a file; that of a large one is made once a process, unless the file is touched."""
+    about = path.stat()
+    if about.st_size < 64 << 20:
+        return sha256(path)
+    return _remembered(path.absolute(), about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _remembered(path: Path, *about: int) -> str:
+    return sha256(path)
 
 
 @contextmanager
