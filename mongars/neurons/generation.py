@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
 from ..base.errors import BadInput
+from . import adapters
 from .model_folder import fingerprint
 from .prompt import Message
 
@@ -112,19 +113,24 @@ PREFILL_SLICE = 512  # tokens of the prompt between two looks at whether anybody
 
 
 class TransformersEngine:
-    """A causal language model of a folder, read by transformers: float32 on a CPU, bfloat16 on a GPU."""
+    """A causal language model of a folder, read by transformers: float32 on a CPU, bfloat16 on a GPU.
 
-    def __init__(self, folder: Path, name: str | None = None):
+    The adapter of another folder, made for this very model, is merged into it while it is loaded.
+    """
+
+    def __init__(self, folder: Path, name: str | None = None, adapter: Path | None = None):
         folder = Path(folder)
         self.name = name or folder.name
         self.fingerprint = fingerprint(folder)
+        self.adapter = adapters.read(adapter, self.fingerprint) if adapter else None  # its card
         logging.disable_progress_bar()  # seconds at most
         on_gpu = torch.cuda.is_available()
+        dtype = torch.bfloat16 if on_gpu else torch.float32
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=torch.bfloat16 if on_gpu else torch.float32,
+                dtype=torch.float32 if adapter else dtype,
                 local_files_only=True,
                 use_safetensors=True,
             )
@@ -132,6 +138,8 @@ class TransformersEngine:
             raise BadInput(
                 f"{folder} does not hold a causal language model that transformers can read: {error}"
             ) from error
+        if adapter:
+            self.model = adapters.merge(self.model, adapter, dtype)
         if not self.tokenizer.chat_template:
             raise BadInput(f"The model in {folder} has no chat template; take an instruction-tuned one.")
         self.model.to("cuda" if on_gpu else "cpu").eval()

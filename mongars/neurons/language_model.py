@@ -27,7 +27,7 @@ class LanguageModel:
     def __init__(self, engine: TransformersEngine, at_once: int = 1, waiting: int = 8):
         self.engine = engine
         self.name: str = engine.name
-        self.adapter: str | None = None
+        self.adapter: str | None = engine.adapter.name if engine.adapter else None
         self.context_window: int = engine.context_window
         self.at_once, self.waiting = at_once, waiting
         self._workers = ThreadPoolExecutor(at_once, thread_name_prefix="answer")
@@ -36,10 +36,15 @@ class LanguageModel:
 
     @classmethod
     def load(
-        cls, folder: Path, name: str | None = None, at_once: int = 1, waiting: int = 8
+        cls,
+        folder: Path,
+        name: str | None = None,
+        at_once: int = 1,
+        waiting: int = 8,
+        adapter: Path | None = None,
     ) -> "LanguageModel":
-        """The model of a folder; `BadInput` when there is none that can be read."""
-        return cls(TransformersEngine(folder, name), at_once, waiting)
+        """The model of a folder, with an adapter merged if one is given; `BadInput` when either cannot be read."""
+        return cls(TransformersEngine(folder, name, adapter), at_once, waiting)
 
     def count(self, messages: Sequence[Message]) -> int:
         """How many tokens the messages are with the model's template around them. Blocks for milliseconds."""
