@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONFIG', 'WEIGHTS', 'CARD', 'SHIPPED', 'DEFAULT', 'NO_ADAPTER', 'PLAIN', 'INERT', 'CODE', 'Card', 'write', 'read',
-           'merge', 'Choice', 'folders', 'is_place', 'find', 'choose']
+           'merge', 'Choice', 'folders', 'find', 'choose']
 
 # %% ../../nbs/neurons/07_adapters.ipynb #be15399d
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import mongars
 from ..base.errors import BadInput, Conflict
+from ..base.settings import is_place
 from .model_folder import fingerprint, new_folder, sha256
 from .prompt import FORMAT
 
@@ -205,11 +205,6 @@ def folders(place: Path) -> list[Path]:
     parts = (CONFIG, WEIGHTS, CARD)
     here = [path for path in place.iterdir() if not path.name.startswith(".")]
     return sorted(path for path in here if any((path / part).is_file() for part in parts))
-
-
-def is_place(wanted: str) -> bool:
-    """Whether what was asked for is a folder, not a name."""
-    return "/" in wanted or os.sep in wanted or wanted.startswith((".", "~"))
 
 
 def find(wanted: str | None, own: Path, shipped: Path = SHIPPED) -> Path | None:
