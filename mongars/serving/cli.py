@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['out', 'err', 'app', 'users', 'models', 'AsJson', 'FromStdin', 'say', 'show', 'up', 'chat', 'open_accounts',
            'ask_password', 'check_free', 'add', 'list_users', 'password', 'key', 'list_models', 'fetch', 'verify',
-           'doctor', 'lab', 'version', 'main']
+           'energy_of', 'run_experiment', 'list_runs', 'doctor', 'lab', 'version', 'main']
 
 # %% ../../nbs/serving/15_cli.ipynb #0759f950
 import asyncio
@@ -244,6 +244,63 @@ def verify(as_json: AsJson = False) -> None:
         raise NotReady(
             f"A model has changed. Delete its folder in {settings.models} and run `mongars models fetch`."
         )
+
+# %% ../../nbs/serving/15_cli.ipynb #7b083629
+def energy_of(row: dict) -> str:
+    """What a run cost, in words."""
+    return "unknown" if row["joules"] is None else f"{row['joules']:.4g} J ({row['method']})"
+
+
+@app.command(name="run")
+def run_experiment(
+    name: Annotated[str, typer.Argument(help="An experiment, or the path of a notebook.")],
+    given: Annotated[
+        list[str] | None, typer.Option("-p", help="A parameter, name=value; repeatable.")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run from its last checkpoint.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment; its notebook, numbers and energy are kept in the ledger."""
+    from mongars.base.ledger import find_run
+    from mongars.serving import experiments
+
+    if given and resume:
+        raise BadInput("A resumed run keeps its parameters: leave out -p, or begin a new run.")
+    settings, notebook = read_settings(), experiments.find_experiment(name)
+    if resume:
+        run = experiments.resume(notebook, find_run(settings.home, resume))
+    else:
+        run = experiments.begin(notebook, experiments.read_values(given or []), settings.home)
+    say(f"Run {run.id} of {run.experiment} in {run.folder}")
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C does
+        signal.signal(ending, signal.default_int_handler)
+    code = experiments.work(notebook, run, settings, quiet=as_json)
+    row = run.row()
+    if as_json:
+        print(json.dumps(row | {"folder": str(run.folder)}, indent=1))
+    elif row["status"] == "finished":
+        out.print(
+            f"{run.id} is finished. Energy: {energy_of(row)}. Result: {escape(json.dumps(row['result']))}"
+        )
+    again = f"`mongars run {name} --resume {run.id}` goes on from its last checkpoint."
+    if row["status"] == "failed":
+        raise MongarsError(
+            f"{row['error']}\nThe notebook is {run.folder / 'notebook.ipynb'}. Once mended, {again}"
+        )
+    if row["status"] != "finished":
+        err.print(escape(f"The run was broken off. {again}"), soft_wrap=True)
+        raise typer.Exit(code or 1)
+
+
+@app.command(name="runs")
+def list_runs(as_json: AsJson = False) -> None:
+    """Show the runs of this home, newest first."""
+    from mongars.base.ledger import runs
+
+    rows = [run.row() for run in runs(read_settings().home)]
+    names = ("run", "experiment", "status", "started_at")
+    brief = [{n: row[n] for n in names} | {"energy": energy_of(row)} for row in rows]
+    show(rows if as_json else brief, as_json, "Runs")
 
 # %% ../../nbs/serving/15_cli.ipynb #f891d180
 @app.command()
