@@ -223,9 +223,12 @@ async def completion_chunks(
 
 # %% ../../nbs/serving/06_openai_api.ipynb #bcbdf9a7
 def models_of(house: House) -> list[dict]:
-    """What can be named as `model`, in OpenAI's words."""
-    made = {"object": "model", "created": 0, "owned_by": "mongars", "parent": None}
-    return [made | {"id": name, "root": name} for name in (house.model.name, house.embedder.name)]
+    """What can be named as `model`, in OpenAI's words; an adapter names its base as vLLM does, in `parent`."""
+    base, adapter = house.model.name, house.model.adapter
+    named = [(base, base, None), *([(adapter, base, base)] if adapter else [])]
+    named.append((house.embedder.name, house.embedder.name, None))
+    made = {"object": "model", "created": 0, "owned_by": "mongars"}
+    return [made | {"id": name, "root": root, "parent": parent} for name, root, parent in named]
 
 
 @openai_api.get("/models")
