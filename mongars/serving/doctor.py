@@ -61,15 +61,10 @@ def adapter_rows(settings: Settings) -> list[dict]:
         try:
             card = adapters.read(folder)
             fits = None if model is None else card.base_fingerprint == model
-            row |= {
-                "base": card.base,
-                "fits": fits,
-                "joules": card.joules,
-                "made": card.created,
-                "wrong": None,
-            }
+            energy = {"joules": card.joules, "method": card.energy_method}
+            row |= {"base": card.base, "fits": fits, **energy, "made": card.created, "wrong": None}
         except MongarsError as error:
-            row |= {"fits": False, "joules": None, "made": None, "wrong": error.detail}
+            row |= {"fits": False, "joules": None, "method": None, "made": None, "wrong": error.detail}
         rows.append(row)
     return rows
 
