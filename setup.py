@@ -5,6 +5,23 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+EXPERIMENTS = Path("nbs", "experiments")
+
+
+class BuildWithExperiments(build_py):
+    """Takes the experiments along into `mongars/experiments`; an editable install finds them where they are."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for notebook in sorted(EXPERIMENTS.glob("*.ipynb")):
+            target = Path(self.build_lib, "mongars", "experiments", notebook.name)
+            self.mkpath(str(target.parent))
+            self.copy_file(str(notebook), str(target))
+
 
 parser = ConfigParser(delimiters=["="])
 parser.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
@@ -39,5 +56,6 @@ setup(
     install_requires=words("requirements"),
     extras_require=extras,
     entry_points={"console_scripts": words("console_scripts")},
+    cmdclass={"build_py": BuildWithExperiments},
     zip_safe=False,
 )

@@ -129,6 +129,7 @@ def execute(notebook: Path, folder: Path) -> int:
                 "source.ipynb", "notebook.ipynb", run.params | {"out_dir": "."}, progress_bar=False,
                 kernel_name="python3", language="python", kernel_manager_class=this_python(),
                 stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=10,
+                start_timeout=180, iopub_timeout=180,  # other work may leave little of the machine
             )  # fmt: skip
         except KeyboardInterrupt:
             return INTERRUPTED
