@@ -20,4 +20,8 @@ def source(tmp_path_factory) -> Path:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target)
+    stand_in = folder / "mongars" / "adapters" / "stand-in"  # an adapter, to see that such are packed
+    stand_in.mkdir(parents=True)
+    for part in ("adapter_config.json", "adapter_model.safetensors", "card.json"):
+        (stand_in / part).write_text("{}")
     return folder

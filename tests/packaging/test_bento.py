@@ -38,6 +38,7 @@ def test_the_bento_serves_its_own_copy(bento, make_server):
     assert (package / "migrations" / "script.py.mako").exists() and list(
         (package / "serving" / "pages").iterdir()
     )
+    assert (package / "adapters" / "stand-in" / "adapter_model.safetensors").exists()
     assert not list(bento.rglob("*.ipynb")) and not list(bento.rglob("test_*.py"))
     (package / "__init__.py").write_text('__version__ = "0.0.0+bento"\n')  # to see which copy answers
     server = make_server(page=True)

@@ -10,6 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from mongars.neurons.adapters import CARD, CONFIG, WEIGHTS
+
+ADAPTER = (CONFIG, WEIGHTS, CARD)
+
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory) -> Path:
@@ -27,7 +31,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     for needed in ("mongars/migrations/versions/0001_first_light.py", "mongars/migrations/script.py.mako"):
         assert needed in names
     assert [name for name in names if name.startswith("mongars/serving/pages/") and name.endswith(".html")]
-    assert not [name for name in names if name.endswith((".ipynb", ".safetensors", ".pyc"))]
+    assert not [name for name in names if name.endswith((".ipynb", ".pyc"))]
+    weights = [name for name in names if name.endswith(".safetensors")]
+    assert all(name.startswith("mongars/adapters/") for name in weights)
+    assert {f"mongars/adapters/stand-in/{part}" for part in ADAPTER} <= set(names)
 
 
 @pytest.fixture(scope="module")
