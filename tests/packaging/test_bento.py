@@ -39,7 +39,14 @@ def test_the_bento_serves_its_own_copy(bento, make_server):
         (package / "serving" / "pages").iterdir()
     )
     assert (package / "adapters" / "stand-in" / "adapter_model.safetensors").exists()
-    assert not list(bento.rglob("*.ipynb")) and not list(bento.rglob("test_*.py"))
+    assert {path.parent for path in bento.rglob("*.ipynb")} == {bento / "src" / "nbs" / "experiments"}
+    assert not list(bento.rglob("test_*.py"))
+    find = "from mongars.serving.experiments import find_experiment; print(find_experiment('quick'))"
+    found = subprocess.run(
+        [sys.executable, "-c", find], env={**os.environ, "PYTHONPATH": str(bento / "src")}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == str(bento / "src" / "nbs" / "experiments" / "quick.ipynb"), found.stderr
     (package / "__init__.py").write_text('__version__ = "0.0.0+bento"\n')  # to see which copy answers
     server = make_server(page=True)
     server.command = [

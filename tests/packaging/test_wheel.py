@@ -1,5 +1,6 @@
 """The wheel, installed into an empty environment outside the checkout, serves."""
 
+import json
 import os
 import subprocess
 import sys
@@ -25,13 +26,15 @@ def wheel(source, tmp_path_factory) -> Path:
     return next(out.glob("mongars-*.whl"))
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_and_nothing_else(wheel, source):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"mongars", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
     for needed in ("mongars/migrations/versions/0001_first_light.py", "mongars/migrations/script.py.mako"):
         assert needed in names
     assert [name for name in names if name.startswith("mongars/serving/pages/") and name.endswith(".html")]
-    assert not [name for name in names if name.endswith((".ipynb", ".pyc"))]
+    assert not [name for name in names if name.endswith(".pyc")]
+    experiments = {f"mongars/experiments/{path.name}" for path in (source / "nbs" / "experiments").iterdir()}
+    assert {name for name in names if name.endswith(".ipynb")} == experiments
     weights = [name for name in names if name.endswith(".safetensors")]
     assert all(name.startswith("mongars/adapters/") for name in weights)
     assert {f"mongars/adapters/stand-in/{part}" for part in ADAPTER} <= set(names)
@@ -64,7 +67,7 @@ def test_up_works_from_the_wheel_alone(installed, make_server):
     check = subprocess.run([installed / "python", "-m", "pip", "check"], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout
     absent = (
-        "import importlib.util as i; print([n for n in ('nbdev', 'fastcore', 'IPython') if i.find_spec(n)])"
+        "import importlib.util as i; print([n for n in ('nbdev', 'fastcore', 'execnb') if i.find_spec(n)])"
     )
     seen = subprocess.run([installed / "python", "-c", absent], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "[]", "a development package is a requirement"
@@ -81,3 +84,12 @@ def test_up_works_from_the_wheel_alone(installed, make_server):
     if loaded.exists():
         assert where in loaded.read_text()
     server.stop()
+
+
+@pytest.mark.timeout(900)
+def test_an_experiment_runs_from_the_wheel_alone(installed, tmp_path):
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "MONGARS_HOME": str(tmp_path / "home")}
+    command = [installed / "mongars", "run", "quick", "-p", "word=wheel", "--json"]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["result"] == {"wheel": 1}
