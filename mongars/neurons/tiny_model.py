@@ -32,20 +32,23 @@ def make_tokenizer():
     )  # fmt: skip
 
 
-def make_chat_model(folder: Path, seed: int = 0, context: int = 2048) -> Path:
-    """A random Llama of some 60,000 parameters in `folder`; it says small letters and never stops by itself."""
+def make_chat_model(folder: Path, seed: int = 0, context: int = 2048, architecture: str = "llama") -> Path:
+    """A random model of some 60,000 parameters in `folder`; it says small letters and never stops by itself.
+
+    `architecture` is a causal one that transformers knows by that name: llama, qwen2, qwen3.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=context, tie_word_embeddings=False,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    config = AutoConfig.for_model(
+        architecture, vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=12, max_position_embeddings=context,
+        tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
         for layer in model.parameters():
             if layer.dim() == 2:
                 torch.nn.init.normal_(layer, std=0.3)
