@@ -163,6 +163,8 @@ def merge(model: "PreTrainedModel", folder: Path, dtype: "torch.dtype | None" = 
     said = json.loads((folder / CONFIG).read_bytes())
     try:
         weights = load_file(folder / WEIGHTS)
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("it holds NaN or infinity")
         output = model.get_output_embeddings()
         if output is not None and output.weight is model.get_input_embeddings().weight:
             if touched := [name for name in weights if "embed_" in name or "lm_head" in name]:
@@ -173,7 +175,7 @@ def merge(model: "PreTrainedModel", folder: Path, dtype: "torch.dtype | None" = 
         left = [name for name in result.missing_keys if "lora_" in name] + list(result.unexpected_keys)
         if left:
             raise ValueError(f"{len(left)} weights without a partner, the first is {left[0]}")
-        merged = wrapped.merge_and_unload(safe_merge=True)  # refuses what is not a number
+        merged = wrapped.merge_and_unload()
     except (ValueError, RuntimeError, TypeError, SafetensorError) as error:
         what = " ".join(str(error).split())[:300]
         raise BadInput(
