@@ -68,7 +68,7 @@ class Lab:
     def mongars(self, *words: str, code: int = 0) -> tuple[str, str]:
         """What the command says on its two streams."""
         process = self.start(*words)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == code, out + err
         return out, err
 
@@ -88,7 +88,7 @@ class Lab:
         """A run that sleeps at its step 1, with its children: the one that executes, and the kernel."""
         process = self.start("run", str(self.hello), "-p", "pause_at=1")
         assert process.stdout.readline() == "step 0\n" and process.stdout.readline() == "step 1\n"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while (
             not self.file("checkpoint.json").exists() or "2" not in self.file("checkpoint.json").read_text()
         ):
@@ -159,7 +159,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(lab):
     assert lab.rows()[0]["status"] == "running"
     assert "at work" in lab.mongars("run", "hello.ipynb", "--resume", lab.rows()[0]["run"], code=1)[1]
     process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "--resume" in err and "Traceback" not in err
     assert not [child for child in family if child.is_running()]
     assert "KeyboardInterrupt" in lab.file("notebook.ipynb").read_text()  # the cell was told
@@ -177,7 +177,7 @@ def test_after_kill_9_nothing_works_on_in_the_dark(lab):
     process, family = lab.start_and_pause()
     process.kill()
     process.communicate()
-    gone, alive = psutil.wait_procs(family, timeout=20)
+    gone, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     row = lab.rows()[0]
     assert row["status"] == "unfinished" and lab.run("--resume", row["run"])["result"]["sum"] == 5
@@ -186,7 +186,7 @@ def test_after_kill_9_nothing_works_on_in_the_dark(lab):
 def test_a_kernel_that_dies_is_told(lab):
     process, family = lab.start_and_pause()
     os.kill(family[1].pid, signal.SIGKILL)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "died" in err and "Traceback" not in err
     assert lab.rows()[0]["status"] == "failed"
 

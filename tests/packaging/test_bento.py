@@ -44,7 +44,7 @@ def test_the_bento_serves_its_own_copy(bento, make_server):
     find = "from mongars.serving.experiments import find_experiment; print(find_experiment('quick'))"
     found = subprocess.run(
         [sys.executable, "-c", find], env={**os.environ, "PYTHONPATH": str(bento / "src")}, capture_output=True,
-        text=True,
+        text=True, cwd=bento,
     )  # fmt: skip
     assert found.stdout.strip() == str(bento / "src" / "nbs" / "experiments" / "quick.ipynb"), found.stderr
     (package / "__init__.py").write_text('__version__ = "0.0.0+bento"\n')  # to see which copy answers
