@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHORT_OF_KIND', 'MIXTURE', 'SIZES', 'QUESTIONS', 'Question', 'Scene', 'Plot', 'rough', 'Writer', 'obeys_alone',
-           'amount', 'spoken', 'reading', 'shuffled_in', 'remembered', 'recent', 'noted', 'source', 'sourced',
-           'planted', 'talk', 'day_told', 'day_asked', 'scene', 'beside']
+           'amount', 'spoken', 'reading', 'surround', 'shuffled_in', 'remembered', 'recent', 'noted', 'source',
+           'sourced', 'planted', 'talk', 'day_told', 'day_asked', 'scene', 'beside']
 
 # %% ../../nbs/growth/02_dialogues.ipynb #a8e6056f
 import re
@@ -426,12 +426,20 @@ def spoken(day: date, language: str) -> str:
     return f"{day.day} {MONTHS[language][day.month - 1]} {day.year}"
 
 
-def reading(writer: Writer, most: int | None = None, kinds: dict[str, int] | None = None) -> Plot:
+def reading(writer: Writer, most: int | None = None) -> Plot:
     """A plot of up to `most` memories, with the chatter of other days in it."""
     plot, rng = Plot(), writer.rng
     room = most or writer.pick(SIZES)
-    mixture = kinds or MIXTURE
-    getattr(writer, rng.choices(list(mixture), list(mixture.values()))[0])(plot)
+    getattr(writer, rng.choices(list(MIXTURE), list(MIXTURE.values()))[0])(plot)
+    surround(writer, plot, room)
+    if writer.chance(0.8):
+        writer.elsewhere(plot)
+    return plot
+
+
+def surround(writer: Writer, plot: Plot, room: int) -> None:
+    """Put other things that were told, and their questions, around a plot until it has some `room` memories."""
+    rng = writer.rng
     while len(plot.told) < room:
         if writer.chance(0.2):
             plot.told.insert(rng.randrange(len(plot.told) + 1), (writer.pick(writer.chatter["idle"]), None))
@@ -443,9 +451,6 @@ def reading(writer: Writer, most: int | None = None, kinds: dict[str, int] | Non
         plot.told = shuffled_in(plot.told, part.told, rng)
         plot.questions += part.questions
         plot.subjects |= part.subjects
-    if writer.chance(0.8):
-        writer.elsewhere(plot)
-    return plot
 
 
 def shuffled_in(one: list, other: list, rng: Random) -> list:

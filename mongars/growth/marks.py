@@ -27,6 +27,7 @@ class Expectation:
         None  # a text of which it must be a shorter account that adds no name and no number
     )
     language: str = "en"
+    free: bool = False  # whether it says that it does not know does not matter
 
 
 def plain(text: str) -> str:
@@ -108,7 +109,7 @@ def summarises(answer: str, text: str) -> bool:
 # %% ../../nbs/growth/01_marks.ipynb #21fee13e
 def right(answer: str, expected: Expectation) -> bool:
     """Whether the answer is what was expected."""
-    if declines(answer) != expected.declines and not (expected.style or expected.summary_of):
+    if declines(answer) != expected.declines and not (expected.style or expected.summary_of or expected.free):
         said_no = any(plain(a) in ("no", "non") for group in expected.all for a in group)
         if expected.declines or not said_no:  # "No, you have not mentioned fish": an answer after all
             return False
