@@ -58,7 +58,7 @@ def show(rows: list[dict], as_json: bool, title: str) -> None:
         return
     table = Table(title=title, title_justify="left")
     for name in rows[0] if rows else []:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")  # a path or a hash that is cut off is of no use
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     out.print(table if rows else f"{title}: none")
@@ -317,7 +317,7 @@ def list_adapters(context: typer.Context, as_json: AsJson = False) -> None:
     brief = [
         {n: row[n] or "unknown" for n in ("adapter", "where", "base")}
         | {"fits": "broken" if row["wrong"] else words[row["fits"]], "serves": words[row["serves"]]}
-        | {"energy": energy_of(row), "made": row["made"] or "unknown"}
+        | {"energy": energy_of(row), "made": (row["made"] or "unknown")[:10]}
         for row in rows
     ]
     show(rows if as_json else brief, as_json, "Adapters")
