@@ -110,6 +110,14 @@ class Hippocampus:
                 session, person, role, text, said_at, name, vector, self.embedder.fingerprint
             ).id
 
+    def name(self, person: str) -> str:
+        """The name by which a person's own words are remembered."""
+        with self.store.reading() as session:
+            known = session.get(Person, person)
+        if known is None:
+            raise NotFound(f"There is no person {person!r}.")
+        return known.username
+
     def unread(self) -> int:
         """How many utterances have no vector of this encoder, and cannot be recalled with it."""
         mine = select(Embedding.utterance_id).where(Embedding.fingerprint == self.embedder.fingerprint)

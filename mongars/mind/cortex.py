@@ -201,7 +201,10 @@ class _Work:
         )
         items = close_ones(recall.items)
         shown = [Shown(m.text, m.speaker, m.said_at) for m in items]
-        draft = Draft(ask.text, ask.directives, memories=shown, recent=recent)
+        draft = Draft(
+            ask.text, ask.directives, memories=shown, recent=recent,
+            person=cortex.hippocampus.name(ask.person), today=cortex.clock().date(),
+        )  # fmt: skip
         room = cortex.model.context_window - min(
             ask.sampling.max_new_tokens, cortex.model.context_window // 4
         )
