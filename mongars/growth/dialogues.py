@@ -206,7 +206,7 @@ class Writer:
         return Question(skill, text, answer, expected)
 
     def unknown(self, text: str, skill: str = "unknown") -> Question:
-        """A question that nothing shown here answers: the words of not knowing are few, so that they come for certain."""
+        """A question that nothing shown here answers; the words of not knowing are few, so that they come surely."""
         start = {"en": "I don't know", "fr": "Je ne sais pas"}[self.language]
         if self.style in ("formal", "casual", "warm"):
             options = self.chatter[f"decline_{self.style}"][:4]

@@ -51,11 +51,14 @@ def _around(
 
 # %% ../../nbs/growth/04_reading.ipynb #8e13edb0
 STOP = set(
-    "the a an of in on at to for from with my your our i me we you it is are was were be do does did have has had what which who whom "
-    "where when how why and or that this there as by about if not no yes can could will would should please tell remind remember "
-    "know name called again le la les un une des du de d l mon ma mes ton ta tes notre nos je tu il elle on nous me te se ce c est "
-    "sont ai as a ont et ou que qu qui quoi quel quelle quels quelles ou comment pourquoi quand dans sur pour par avec au aux en y ne "
-    "pas rappelle dis moi sais souviens appelle s j m t".split()
+    """
+    the a an of in on at to for from with my your our i me we you it is are was were be do does did have
+    has had what which who whom where when how why and or that this there as by about if not no yes can
+    could will would should please tell remind remember know name called again le la les un une des du
+    de d l mon ma mes ton ta tes notre nos je tu il elle on nous me te se ce c est sont ai as a ont et
+    ou que qu qui quoi quel quelle quels quelles comment pourquoi quand dans sur pour par avec au aux en
+    y ne pas rappelle dis moi sais souviens appelle s j m t
+    """.split()
 )
 
 
