@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLDER', 'LANGUAGES', 'WORDINGS', 'RELATIONS', 'PHRASES', 'VALUES', 'ONSETS', 'VOWELS', 'ENDS', 'MAY_BE_INVENTED',
-           'MONTHS', 'WEEKDAYS', 'FEW', 'held_out', 'Situation', 'situations', 'texts', 'share_of', 'invented', 'value',
-           'fill', 'sentence']
+           'MONTHS', 'WEEKDAYS', 'FEW', 'held_out', 'Situation', 'situations', 'texts', 'requests', 'share_of',
+           'invented', 'value', 'fill', 'sentence']
 
 # %% ../../nbs/growth/00_material.ipynb #1d4aebff
 import hashlib
@@ -83,6 +83,13 @@ def situations(language: str, testing: bool) -> tuple[Situation, ...]:
 def texts(name: str, language: str) -> dict:
     """Another file of the material as it is: `chatter`, `talk`, `yesno`, `sources`, `asks`, `chat` and the like."""
     return _read(name, language)
+
+
+def requests(many: int) -> list[tuple[str, str]]:
+    """`many` ordinary requests with their language, spread evenly over all there are; the same for the same number."""
+    every = [(language, text) for language in LANGUAGES for text in texts("chat", language)["prompt"]]
+    many = min(many, len(every))
+    return [every[n * len(every) // many] for n in range(many)]
 
 
 def share_of(entries: dict, testing: bool) -> list[dict]:
