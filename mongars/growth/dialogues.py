@@ -663,6 +663,6 @@ def beside(writer: Writer, memories, plot: Plot, chat, kind: str) -> list[Questi
         told = writer.said(writer.pick(s.tell), v=known)
         questions.append(Question("noted", told, noted(writer, s, known), Expectation(((known,),))))
     if chat and not writer.style and writer.chance(0.7 if kind == "nothing" else 0.12):
-        for prompt, answer in writer.rng.sample(list(chat), 2 if kind == "nothing" else 1):
+        for prompt, answer in writer.rng.sample(list(chat), min(len(chat), 2 if kind == "nothing" else 1)):
             questions.append(Question("chat", prompt, answer, Expectation()))
     return questions

@@ -69,10 +69,6 @@ class Progress:
     tokens: int  # read in this step, padding left out
     seconds: float  # for this step
 
-    def remaining(self) -> float:
-        """Seconds to go, if every step takes as long as this one."""
-        return (self.steps - self.step) * self.seconds
-
 
 class ChatTrainer:
     """A model with a young adapter, and the rows it learns from."""
@@ -93,10 +89,8 @@ class ChatTrainer:
         lora = LoraConfig(
             r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, task_type="CAUSAL_LM"
         )
-        lora.base_model_name_or_path = (
-            ""  # a path of this machine says nothing to another; the card names the base
-        )
         peft_model = get_peft_model(base, lora)
+        # a path of this machine says nothing to another; the card names the base
         peft_model.peft_config["default"].base_model_name_or_path = ""
         learning = [p for p in peft_model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=recipe.learning_rate, weight_decay=0.0)
@@ -141,17 +135,20 @@ class ChatTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
+        batch_of = [[self.trees[number] for number in part] for part in parts]
+        weights = [sum(w for tree in trees for *_, w in tree.learnt) for trees in batch_of]
         total, tokens = 0.0, 0
-        for part in parts:
-            trees = [self.trees[number] for number in part]
+        for trees, weight in zip(batch_of, weights, strict=True):
             batch = gather(trees, self.tokenizer.pad_token_id or 0).to(self.accelerator.device)
             with self.accelerator.autocast():
                 mean, _ = loss(self.accelerator.unwrap_model(self.model).get_base_model(), batch)
-            self.accelerator.backward(mean / len(parts))
-            total, tokens = total + mean.item() / len(parts), tokens + sum(map(len, trees))
+            share = weight / sum(weights)  # several batches of a step weigh as one batch of them all would
+            self.accelerator.backward(mean * share)
+            total, tokens = total + mean.item() * share, tokens + sum(map(len, trees))
         if not math.isfinite(total):
             raise BadInput(
-                f"The loss is {total} at step {self.done}: the learning rate {self.recipe.learning_rate} is too high."
+                f"The loss is {total} at step {self.done}: "
+                f"the learning rate {self.recipe.learning_rate} is too high; lower it."
             )
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()

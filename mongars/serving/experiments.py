@@ -144,7 +144,8 @@ def execute(notebook: Path, folder: Path) -> int:
             run.fail(f"The notebook broke off: {type(error).__name__}: {error}")
             return 1
         if run.row()["status"] != "finished":
-            run.finish({})
+            run.fail("The notebook ended without saying what came out: it lacks a last run.finish(…).")
+            return 1
     return 0
 
 
