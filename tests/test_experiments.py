@@ -154,6 +154,12 @@ def test_a_failing_cell_is_told_and_the_mended_notebook_goes_on(lab):
     assert "is finished" in lab.mongars("run", "hello.ipynb", "--resume", row["run"], code=1)[1]
 
 
+def test_a_notebook_that_does_not_say_what_came_out_has_failed(lab):
+    write_notebook(lab.hello, PARAMETERS, JOIN, COUNT)
+    out, err = lab.mongars("run", str(lab.hello), code=1)
+    assert "without saying what came out" in out + err and lab.rows()[0]["status"] == "failed"
+
+
 def test_ctrl_c_leaves_a_run_that_goes_on(lab):
     process, family = lab.start_and_pause()
     assert lab.rows()[0]["status"] == "running"

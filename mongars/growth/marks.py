@@ -108,7 +108,8 @@ def names_and_numbers(text: str) -> set[str]:
 
 COUNTS = set(
     "two three four five six seven eight nine ten eleven twelve twenty thirty fifty hundred thousand "
-    "deux trois quatre cinq sept huit neuf dix onze douze vingt trente cinquante cent mille no not never ni jamais".split()
+    "deux trois quatre cinq sept huit neuf dix onze douze vingt trente cinquante cent mille "
+    "no not never ni jamais".split()
 )
 
 
