@@ -123,6 +123,9 @@ class Run:
             raise Conflict(f"The run {self.id} is at work in another process.") from None
         try:
             (self.folder / "result.json").unlink(missing_ok=True)
+            here = environment()
+            if read_json(self.folder / "environment.json") not in (None, here):
+                write_json(self.folder / f"environment-{self.session}.json", here)
             yield
         finally:
             lock.release()

@@ -50,6 +50,7 @@ class Card:
     licence: str
     created: str  # ISO 8601
     weights_sha256: str = ""  # filled in when it is written
+    parent: str | None = None  # the weights_sha256 of the adapter that its training began from
 
     def note(self) -> str | None:
         """What to know before it is used, if anything."""
