@@ -220,15 +220,16 @@ class Writer:
     def free(self) -> list[Situation]:
         """The relations that cannot be mistaken for one that the scene holds, nor be answered by it."""
         about, taken = self.about, set(self.used)
-        rivals: dict[str, set[str]] = {}
-        for name in self.used:
-            rivals.setdefault(name[0], set()).update(about.get(name, ()))
+        rivals = {
+            source: self.words.union(*(about.get(name, ()) for name in self.used if name[0] != source))
+            for source in "abcde"
+        }
         barred = set().union(*(group for group in ALIKE if group & taken))
         return [
-            s for s in self.situations
-            if s.id not in taken and s.id not in barred and not about[s.id] & self.words
-            and not any(file != s.source and about[s.id] & words for file, words in rivals.items())
-        ]  # fmt: skip
+            s
+            for s in self.situations
+            if s.id not in taken and s.id not in barred and about[s.id].isdisjoint(rivals[s.source])
+        ]
 
     def situation(self, among: Sequence[Situation] | None = None, neighbour: bool = False) -> Situation:
         """A free relation, now used; a `neighbour` is of a topic that the scene holds. `LookupError` if there is none."""
@@ -312,7 +313,7 @@ class Writer:
         text = self.stated(template, **slots) if self.chance(0.8) else self.fill(template, **slots)
         if self.chance(0.15):
             opening = self.pick(self.chatter["ask_before"])
-            if opening.endswith(",") and not re.match(r"I\b", text) and not template.startswith("{"):
+            if opening[-1] not in ".!?:…" and not re.match(r"I\b", text) and not template.startswith("{"):
                 text = text[0].lower() + text[1:]
             text = f"{opening} {text}"
         if self.chance(0.1):
