@@ -83,7 +83,8 @@ STOP = set(
 SAME_PERSON = {  # words for people, cut to five letters, that may mean the same person
     word: group.split()[0]
     for group in (
-        "partn wife husba spous girlf boyfr ex femme mari copin copai conjo compa", "sibli broth siste twin frere soeur jumel",
+        "partn wife husba spous girlf boyfr ex femme mari copin copai conjo compa",
+        "sibli broth siste twin frere soeur jumel",
         "boss chef cheff patro manag", "landl propr", "flatm roomm coloc", "docto medec", "neigh voisi", "haird coiff",
         "kid child daugh son fille fils", "baby nanny nouno", "coach train entra",
     )
@@ -108,7 +109,8 @@ ALIKE = tuple(
     for group in (
         "a_walk_distance b_commute_length", "c_allergy_food c_allergy_medicine c_pollen c_diet_cut",
         "a_grandma_signature_dish c_grandma_dish", "c_burned c_signature_dish", "a_lent_item b_lent_ladder",
-        "a_birthday_gift_received c_gift_received c_santa_gift", "c_hated_food c_diet_cut", "b_desk_neighbour b_lunch_buddy",
+        "a_birthday_gift_received c_gift_received c_santa_gift",
+        "c_hated_food c_diet_cut", "b_desk_neighbour b_lunch_buddy",
         "c_bedtime c_alarm", "c_new_hobby c_instrument c_collection",
         "d_double_cles e_double_cles", "d_allergie_aliment d_allergie_medicament", "e_surnom_boulot d_surnom_mamie",
         "e_reunion_jour e_teletravail", "a_partner_name a_best_friend", "b_leave_left b_notice_period",
@@ -169,7 +171,7 @@ class Writer:
     # -- values and people
 
     def value(self, pool: str | Sequence[str], apart: Sequence[str] = ()) -> str:
-        """A value that is not entangled with any of `apart` nor, as far as there are others, with the rest of the scene.
+        """A value entangled with none of `apart` nor, as far as there are others, with the rest of the scene.
 
         `LookupError` if there is none.
         """
@@ -194,7 +196,7 @@ class Writer:
                 return name
 
     def kin(self) -> tuple[str, str] | None:
-        """A relative, a colleague or a neighbour as who asks says it and as it is said back: "my sister", "your sister"."""
+        """Kin, a colleague or a neighbour as who asks says it and as it is said back: "my sister", "your sister"."""
         kin = self.pick(self.chatter["kin"])
         words = subjects(kin[0])
         if words & self.words or any(words & self.about[name] for name in self.used if name in self.about):
@@ -232,7 +234,7 @@ class Writer:
         ]
 
     def situation(self, among: Sequence[Situation] | None = None, neighbour: bool = False) -> Situation:
-        """A free relation, now used; a `neighbour` is of a topic that the scene holds. `LookupError` if there is none."""
+        """A free relation, now used; a `neighbour` is of a topic of the scene. `LookupError` if there is none."""
         free = self.free()
         if among is not None:
             wanted = {s.id for s in among}
