@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECLINES', 'CONTRACTION', 'FAMILIAR', 'CASUAL', 'WARM', 'COUNTS', 'Expectation', 'plain', 'holds', 'declines',
-           'sentences', 'obeys', 'names_and_numbers', 'summarises', 'right', 'wilson']
+           'sentences', 'obeys', 'names_and_numbers', 'summarises', 'in_order', 'right', 'wilson']
 
 # %% ../../nbs/growth/01_marks.ipynb #483891c7
 import re
@@ -28,6 +28,7 @@ class Expectation:
     )
     language: str = "en"
     free: bool = False  # whether it says that it does not know does not matter
+    ahead: tuple[str, str] | None = None  # the first of two must be named before the second
 
 
 def plain(text: str) -> str:
@@ -52,13 +53,13 @@ def holds(text: str, phrase: str) -> bool:
     return re.search(before + re.escape(phrase) + after, plain(text)) is not None
 
 # %% ../../nbs/growth/01_marks.ipynb #23ecd42e
-def _pattern(name: str) -> re.Pattern:
+def _pattern(name: str, *languages: str) -> re.Pattern:
     return re.compile(
-        rf"\b(?:{'|'.join(p for language in LANGUAGES for p in texts('marks', language)[name])})\b"
+        rf"\b(?:{'|'.join(p for language in languages for p in texts('marks', language)[name])})\b"
     )
 
 
-DECLINES = _pattern("not_knowing")
+DECLINES = _pattern("not_knowing", *LANGUAGES)
 
 
 def declines(answer: str) -> bool:
@@ -70,7 +71,8 @@ CONTRACTION = re.compile(
     r"\b(?:\w+n't|i'm|i'll|i've|i'd|you're|you've|you'll|it's|that's|there's|here's|let's|what's|we're)\b"
 )
 FAMILIAR = re.compile(r"\b(?:tu|toi|ton|ta|tes|t'\w+)\b")
-CASUAL, WARM = _pattern("casual"), _pattern("warm")
+CASUAL = {language: _pattern("casual", language) for language in LANGUAGES}
+WARM = {language: _pattern("warm", language) for language in LANGUAGES}
 
 
 def sentences(text: str) -> list[str]:
@@ -86,9 +88,9 @@ def obeys(answer: str, style: str, language: str) -> bool:
             slack = CONTRACTION if language == "en" else FAMILIAR
             return words >= 3 and not slack.search(text) and "!" not in text and answer[:1].isupper()
         case "casual":
-            return "!" in text or "..." in text or CASUAL.search(text) is not None
+            return "!" in text or "..." in text or CASUAL[language].search(text) is not None
         case "warm":
-            return WARM.search(text) is not None
+            return WARM[language].search(text) is not None
         case "terse":
             return 1 <= words <= 6
         case "short":
@@ -128,16 +130,24 @@ def summarises(answer: str, text: str) -> bool:
     return not added and not counts and len(content & of_source) >= 0.4 * len(content) > 0
 
 # %% ../../nbs/growth/01_marks.ipynb #21fee13e
+def in_order(answer: str, first: str, second: str) -> bool:
+    """Whether the first is named, and the second not before it."""
+    text = plain(answer)
+    start = text.find(plain(first))
+    return start >= 0 and (plain(second) not in text or start < text.find(plain(second)))
+
+
 def right(answer: str, expected: Expectation) -> bool:
     """Whether the answer is what was expected."""
     if declines(answer) != expected.declines and not (expected.summary_of or expected.free):
         denied = any(plain(a) in ("no", "non") for group in expected.all for a in group)
-        if expected.declines or not (denied and re.match(r"(?:no|non)\b", plain(answer))):
+        if expected.declines or not (denied and re.search(r"(?:^|[.!:] )(?:no|non)\b", plain(answer))):
             return False  # unless it is "No, you have not mentioned fish": an answer after all
     return (
         all(any(holds(answer, option) for option in group) for group in expected.all)
         and not any(holds(answer, wrong) for wrong in expected.none)
         and (expected.style is None or obeys(answer, expected.style, expected.language))
+        and (expected.ahead is None or in_order(answer, *expected.ahead))
         and (expected.summary_of is None or summarises(answer, expected.summary_of))
     )
 

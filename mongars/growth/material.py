@@ -52,7 +52,13 @@ class Situation:
         return self.id[0]
 
 
-WORDINGS = ("tell", "ask", "answer", "tell_other", "ask_other", "answer_other", "update", "answer_vous")
+WORDINGS = (
+    "tell",
+    "ask",
+    "tell_other",
+    "ask_other",
+    "update",
+)  # answers are what is learnt, not what is measured
 RELATIONS, PHRASES, VALUES = 12, 12, 20  # percent held out
 
 
@@ -101,9 +107,9 @@ def requests(many: int) -> list[tuple[str, str]]:
     return [every[n * len(every) // many] for n in range(many)]
 
 
-def share_of(entries: dict, testing: bool) -> list[dict]:
+def share_of(entries: dict, testing: bool) -> dict[str, dict]:
     """The entries of `yesno`, `lists` or `compare` whose name is for measuring, or the others."""
-    return [entry for key, entry in entries.items() if held_out(key, 20) == testing]
+    return {key: entry for key, entry in entries.items() if held_out(key, 20) == testing}
 
 # %% ../../nbs/growth/00_material.ipynb #936f98c3
 ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pl qu r s sh sk st t th tr v w z".split()
