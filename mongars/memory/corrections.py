@@ -240,9 +240,9 @@ def corrects(
 ) -> str | None:
     """The id of the one earlier memory that `new` replaces; None when there is none, or in doubt.
 
-    `candidates`: earlier memories of that person that still hold, with their cosine to `new`, most similar first; the first
-    16 are looked at. `previous`: the last turn of the same speaker in the same conversation, to which "no, Thursday"
-    refers. Another speaker's memories are never replaced.
+    `candidates`: earlier memories of that person that still hold, with their cosine to `new`, most similar first;
+    the first 16 are looked at. `previous`: the last turn of the same speaker in the same conversation, to which
+    "no, Thursday" refers. Another speaker's memories are never replaced.
     """
     if len(new.text) > LONGEST or len(said := sentences(new.text)) > MOST_SENTENCES or not said:
         return None
