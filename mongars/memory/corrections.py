@@ -6,7 +6,7 @@
 __all__ = ['LONGEST', 'MOST_SENTENCES', 'SOON', 'OPENER', 'EXPLICIT', 'AROUND_VALUE', 'NO_LONGER', 'NEGATED', 'NAMED_OLD',
            'REGIONS', 'SITUATED', 'OWNER', 'LEAST_SIMILAR', 'MOST_CANDIDATES', 'Entry', 'sentences', 'told_now',
            'is_about_turn_before', 'other_value', 'moved_value', 'named_content', 'names_old', 'is_over', 'swapped',
-           'owners', 'people_match', 'corrects', 'may_be_replaced', 'replaces']
+           'owners', 'people_match', 'corrects', 'may_replace', 'may_be_replaced', 'replaces']
 
 # %% ../../nbs/memory/09_corrections.ipynb #da450ea6
 import re
@@ -255,7 +255,7 @@ def corrects(
         return previous.id
     if opens and len(said) > 1 and not content(said[0]):  # "No. The party is on Saturday."
         said = [f"{said[0].rstrip('.!')}, {said[1]}", *said[2:]]
-    said = [sentence for sentence in said if told_now(sentence, new.said_at.year)]
+    said = [sentence for sentence in said if may_replace(sentence, new.said_at.year)]
     fits = [] if previous is None or not said else [previous]
     near = (
         [entry for entry, cosine in candidates[:MOST_CANDIDATES] if cosine >= LEAST_SIMILAR] if said else []
@@ -263,6 +263,15 @@ def corrects(
     fits += [entry for entry in near if may_be_replaced(entry, new)]
     fits = [entry for entry in fits if any(replaces(s, entry, new, entry is previous) for s in said)]
     return max(fits, key=lambda entry: entry.said_at).id if fits else None
+
+
+def may_replace(sentence: str, year: int) -> bool:
+    """Whether a sentence can replace anything at all; most say nothing of the kind, and no memory has to be read."""
+    if not told_now(sentence, year):
+        return False
+    changes = FORWARD.search(sentence) or RESCHEDULED.search(sentence) or SITUATED.search(sentence)
+    denies = NO_LONGER.search(sentence) or NAMED_OLD.search(sentence) or OPENER.match(sentence)
+    return bool(denies or (changes and values_in(sentence)) or statement(sentence))
 
 
 def may_be_replaced(old: Entry, new: Entry) -> bool:
