@@ -9,7 +9,7 @@ import pytest
 
 from mongars.base.settings import read_settings
 from mongars.mind.cortex import Ask
-from mongars.neurons import model_store
+from mongars.neurons import model_store, quantised
 from mongars.neurons.embedder import Embedder
 from mongars.neurons.generation import Sampling
 from mongars.neurons.model_folder import sha256, verify
@@ -32,8 +32,34 @@ def test_the_encoder_is_the_published_one():
     assert sha256(folder / "model.safetensors") == source.weights_sha256
 
 
+def test_the_encoder_in_eight_bits_is_the_same_one(tmp_path):
+    """Made anew from the fetched weights: the export must not lose what they know, nor mix those who share a run."""
+    folder = model_store.locate("all-MiniLM-L6-v2", SETTINGS.models)
+    original = Embedder(folder)
+    embedder = Embedder(folder, quantised.make(folder, tmp_path, lambda line: None))
+    assert embedder.fingerprint == original.fingerprint.replace("float32", "int8")
+    texts = [story["told"] for story in STORIES["stories"]] + STORIES["unrelated"] + ["蜂", "Où vit-elle ?"]
+    together = embedder.embed(texts)
+    assert (np.sum(together * original.embed(texts), axis=1) > 0.995).all()
+    alone = np.concatenate([embedder.embed([text]) for text in texts])
+    assert np.allclose(together, alone, atol=1e-4)
+
+
+def test_the_middle_of_a_long_text_is_found():
+    folder = model_store.locate("all-MiniLM-L6-v2", SETTINGS.models)
+    embedder = Embedder.open(folder, SETTINGS.models)
+    filler = "The committee approved the budget for roads and bridges in the northern districts. "
+    told = "My sister keeps bees in Annecy. "
+    text = filler * 600 + told + filler * 600
+    parts = embedder.parts(text)
+    assert len(text) > 99_000 and embedder.count(parts[:1]) <= embedder.longest
+    question = embedder.embed(["Where does my sister have her bees?"])[0]
+    near = embedder.embed(parts) @ question
+    assert told in parts[int(near.argmax())] and near.max() > np.sort(near)[-4] + 0.1
+
+
 def test_alike_meanings_are_close():
-    embedder = Embedder(model_store.locate("all-MiniLM-L6-v2", SETTINGS.models))
+    embedder = Embedder.open(model_store.locate("all-MiniLM-L6-v2", SETTINGS.models), SETTINGS.models)
     one, alike, other = embedder.embed(
         ["The cat sat on the mat.", "A kitten rested on a rug.", "Interest rates rose again."]
     )

@@ -224,18 +224,24 @@ def list_models(as_json: AsJson = False) -> None:
 
 @models.command()
 def fetch() -> None:
-    """Get the models that are set onto this machine."""
-    from mongars.neurons import model_store
+    """Get the models that are set onto this machine, and make the fast form of the encoder."""
+    from mongars.neurons import model_store, quantised
 
     settings = read_settings()
     for name in (settings.model, settings.embedder):
-        out.print(f"{name}: {model_store.locate(name, settings.models, say)}", soft_wrap=True)
+        folder = model_store.locate(name, settings.models, say)
+        out.print(f"{name}: {folder}", soft_wrap=True)
+    try:
+        runtime = f"ONNX Runtime, {quantised.make(folder, settings.models, say).parent}"
+    except NotReady as error:
+        runtime = f"torch, float32: {error.detail}"
+    out.print(f"{settings.embedder} is run by {runtime}", soft_wrap=True)
 
 
 @models.command()
 def verify(as_json: AsJson = False) -> None:
     """Check every file of the models against the hash it had when it was made."""
-    from mongars.neurons import model_folder, model_store
+    from mongars.neurons import model_folder, model_store, quantised
 
     settings, rows, unchanged = read_settings(), [], ("unchanged", "your own folder: nothing to compare")
     for name in (settings.model, settings.embedder):
@@ -243,6 +249,10 @@ def verify(as_json: AsJson = False) -> None:
         sealed = (folder / model_folder.MANIFEST).exists()
         result = "; ".join(model_folder.verify(folder)) or unchanged[0] if sealed else unchanged[1]
         rows.append({"model": name, "result": result})
+    form = quantised.place(folder, settings.models)
+    if form.exists():
+        result = "; ".join(model_folder.verify(form)) or unchanged[0]
+        rows.append({"model": f"{settings.embedder}, {quantised.PRECISION}", "result": result})
     show(rows, as_json, "Models")
     if any(row["result"] not in unchanged for row in rows):
         raise NotReady(

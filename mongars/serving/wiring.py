@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..base.errors import NotReady
 from ..base.settings import Settings, signing_key
 from ..base.store import Store
-from ..neurons import adapters, model_store
+from ..neurons import adapters, model_store, quantised
 from ..neurons.model_folder import check
 from .accounts import Accounts
 
@@ -75,6 +75,9 @@ def prepare(settings: Settings, say: Callable[[str], None], port: bool = True) -
     store.check()
     for name in (settings.model, settings.embedder):
         check(model_store.locate(name, settings.models, say))
+    if settings.embedder in model_store.SOURCES or model_store.is_hub_id(settings.embedder):
+        with contextlib.suppress(NotReady):  # then torch runs it: `assemble` says so, and why
+            quantised.make(model_store.locate(settings.embedder, settings.models), settings.models, say)
     choice = chosen_adapter(settings)
     _, made = signing_key(settings)
     if made:
@@ -101,6 +104,7 @@ class House:
         """Finish what is being said, store it, and let go of the database."""
         await self.cortex.close()
         await asyncio.to_thread(self.model.close)
+        await asyncio.to_thread(self.embedder.close)
         self.store.close()
 
 
@@ -123,7 +127,8 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         waiting=settings.answers_waiting,
         adapter=chosen_adapter(settings).folder,
     )
-    embedder = Embedder(model_store.locate(settings.embedder, settings.models))
+    embedder = Embedder.open(model_store.locate(settings.embedder, settings.models), settings.models)
+    say(f"Encoder {embedder.name}: {embedder.runtime}")
     accounts = Accounts(store)
     accounts.owner()  # before a stranger can ask for the name
     conversations, hippocampus = Conversations(store), Hippocampus(store, embedder)
