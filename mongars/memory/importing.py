@@ -85,9 +85,10 @@ class Importer:
         progress: Callable[[int, int, float], None] = lambda done, total, seconds: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Imported:
-        """Tell the memory all that a file holds. `progress` gets turns done, turns in all and seconds, after every batch.
+        """Tell the memory all that a file holds.
 
-        `cancelled` is asked before every batch; what was added stays. An error of the memory ends it and is passed on;
+        `progress` gets turns done, turns in all and seconds, after every batch. `cancelled` is asked
+        before every batch; what was added stays. An error of the memory ends it and is passed on;
         starting again goes on where it ended.
         """
         began = time.perf_counter()
@@ -107,9 +108,18 @@ class Importer:
             done += len(batch)
             progress(done, total, time.perf_counter() - began)
         return Imported(
-            report.format, total, added, there, deleted if tells_deleted else None, report.conversations,
-            round(time.perf_counter() - began, 3), stopped, dict(report.skipped), dict(report.changed), report.places,
-        )  # fmt: skip
+            report.format,
+            total,
+            added,
+            there,
+            deleted if tells_deleted else None,
+            report.conversations,
+            round(time.perf_counter() - began, 3),
+            stopped,
+            dict(report.skipped),
+            dict(report.changed),
+            report.places,
+        )
 
 # %% ../../nbs/memory/15_importing.ipynb #eb368699
 def summary(result: Imported) -> list[str]:
@@ -166,7 +176,10 @@ def export_text(
 
 
 def export_file(path: Path, pieces: Iterable[str]) -> int:
-    """Write an export, readable by its owner only, whole or not at all; the number of bytes. `BadInput` if it cannot be written."""
+    """Write an export, readable by its owner only, whole or not at all; the number of bytes.
+
+    `BadInput` if it cannot be written there.
+    """
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:

@@ -102,9 +102,9 @@ def kept_name(name: Any, place: str, report: Report) -> str | None:
     return name or None
 
 
-def short_id(value: Any) -> str:
-    """An id as it is if it is short and plain, else its hash; the same for the same value, always."""
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._:@-]{1,64}", value):
+def short_id(value: Any, most: int = 64) -> str:
+    """An id as it is if it is plain and short enough, else its hash; the same for the same value, always."""
+    if isinstance(value, str) and len(value) <= most and re.fullmatch(r"[A-Za-z0-9._:@-]+", value):
         return value
     return hashlib.sha256(repr(value).encode(errors="backslashreplace")).hexdigest()[:32]
 

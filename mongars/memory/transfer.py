@@ -16,8 +16,8 @@ from typing import Any
 
 from ..base.errors import BadInput
 from .chats import ODD_ROLE, ROLES, chatgpt, open_webui
-from .exporting import ExportedConversation, ExportedMemory, from_row, is_ours, rows_of
-from .intake import Clock, Report, Told, is_text, kept_name, kept_text, short_id
+from .exporting import FORMAT, ExportedConversation, ExportedMemory, from_row, is_ours, rows_of
+from .intake import Clock, Report, Told, kept_name, kept_text, short_id
 from .long_json import LONGEST_ITEM, LongText, Part, decode, parts
 
 # %% ../../nbs/memory/14_transfer.ipynb #a3a2853e
@@ -99,25 +99,31 @@ def from_export(text: LongText, report: Report) -> Iterator[Told]:
 
 def told_again(memory: ExportedMemory, place: str, report: Report) -> Told | None:
     """A memory of an export as a thing to be told; None, and counted, if it is left out."""
-    if memory.role not in ("user", "assistant"):
-        report.skip(ODD_ROLE, place)
-        return None
     text = kept_text(memory.text, place, report)
     if text is None:
         return None
     if memory.superseded_by or memory.provenance:
         report.change(LINKS, place)
     return Told(
-        text, memory.said_at, memory.role, kept_name(memory.speaker, place, report),
+        text,
+        memory.said_at,
+        memory.role,
+        kept_name(memory.speaker, place, report),
         None if memory.conversation is None else "mongars:" + short_id(memory.conversation),
-        "imported" if memory.origin == "typed" else memory.origin, memory.source or "mongars:" + short_id(memory.id), memory.kind,
-        memory.valid_from, memory.valid_until, memory.expires_at, memory.importance, memory.pinned,
-    )  # fmt: skip
+        "imported" if memory.origin == "typed" else memory.origin,
+        short_id(memory.source or "mongars:" + memory.id, 160),
+        memory.kind,
+        memory.valid_from,
+        memory.valid_until,
+        memory.expires_at,
+        memory.importance,
+        memory.pinned,
+    )
 
 # %% ../../nbs/memory/14_transfer.ipynb #09fed423
 ACCEPTED = (
-    "Accepted are: an export of monGARS (JSON), ChatGPT's conversations.json or the .zip it comes in, Open WebUI's chat export, and JSON "
-    'lines with {"text": …} on each.'
+    "Accepted are: an export of monGARS (JSON), ChatGPT's conversations.json or the .zip it comes in, "
+    'Open WebUI\'s chat export, and JSON lines with {"text": …} on each.'
 )
 
 
@@ -181,6 +187,10 @@ def told_in_part(part: Part, report: Report, file_time: datetime) -> Iterator[To
     elif mark == "{":
         row = text.value()
         chat = one_chat(row, file_time, report)
+        if chat is None and isinstance(row, dict) and row.get("format") == FORMAT:
+            raise BadInput(
+                f'{part.name} is an export of monGARS in another order. Put "format" and "version" first.'
+            )
         if chat is None:
             raise BadInput(
                 f"{part.name} is {described(row)}, which is no export that can be read. {ACCEPTED}"
