@@ -85,11 +85,13 @@ def test_nothing_is_lost_by_kill_9_and_a_second_run(export, tmp_path):
     ]
     first = subprocess.Popen(command)
     drawer, until = Drawer(tmp_path / "told.db"), time.monotonic() + 240
-    while drawer.count() < 2000:
-        assert first.poll() is None and time.monotonic() < until
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    try:
+        while drawer.count() < 2000:
+            assert first.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
     kept = drawer.count()
     assert 2000 <= kept < TURNS and kept % 256 == 0, "whole batches, and not all of them"
     second = Importer(drawer).run("ana", export, NOW)

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
@@ -57,8 +57,8 @@ class ExportedMemory:
 # %% ../../nbs/memory/13_exporting.ipynb #006973a9
 def row_of(exported: ExportedConversation | ExportedMemory) -> dict[str, Any]:
     """The JSON object of an exported thing."""
-    plain = type(exported)
-    row = {k: v for k, v in asdict(exported).items() if v != getattr(plain, k, ...)}
+    plain = type(exported)  # a field's default is an attribute of its class
+    row = {k: v for k, v in vars(exported).items() if v != getattr(plain, k, ...)}
     return {k: v.astimezone(UTC).isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
 
 

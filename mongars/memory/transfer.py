@@ -166,7 +166,8 @@ def told_in(source: Path | bytes, report: Report, now: datetime) -> Iterator[Tol
     """All that a file tells, in order, while `report` is filled; a time that is nowhere else is the file's, or `now`.
 
     `BadInput` says what was found when no part of it can be read, and where when it breaks off.
-    At any moment one conversation or line is in memory, of at most `LONGEST_ITEM` characters.
+    At any moment one conversation or line is in memory, of at most `LONGEST_ITEM` characters: 5 MB with common ones,
+    0.2 GB (0.45 GB where it has characters beyond the 16 bits) with one of the longest allowed.
     """
     for part in parts(source):
         yield from told_in_part(part, report, part.changed_at or now)
