@@ -121,11 +121,17 @@ class Embedder:
             return [(0, len(text))]
         words, places = read.word_ids, read.offsets
 
+        def begins(
+            token: int,
+        ) -> bool:  # a word; some tokenizers count a whole text as one, so spaces count too
+            if token <= 0 or token >= tokens or words[token] != words[token - 1]:
+                return True
+            return text[places[token][0] - 1].isspace()
+
         def to_word(
             token: int, step: int
-        ) -> int:  # the nearest place where a word begins, if one does nearby
-            nearby = range(token, token + step * overlap // 4, step)
-            return next((t for t in nearby if t <= 0 or t >= tokens or words[t] != words[t - 1]), token)
+        ) -> int:  # where the nearest word begins, or the token if none is near
+            return next(filter(begins, range(token, token + step * overlap // 4, step)), token)
 
         pieces = -(-(tokens - overlap) // (size - overlap))
         starts = [round(n * (tokens - size) / (pieces - 1)) for n in range(pieces)]
