@@ -24,6 +24,7 @@ from mongars.memory.features import (
     ORDINAL,
     Question,
     Seen,
+    asking,
     days_of,
     marks,
     read_question,
@@ -118,7 +119,7 @@ class WorkingSet:
             name: Column(dtype)
             for name, dtype in (
                 ("alive", "?"), ("speaker", "i4"), ("marks", "u1"), ("far", "?"), ("own", "?"), ("kind", "u1"),
-                ("shrink", "f4"), ("year", "i2"), ("month", "u1"), ("day", "u1"), ("date", "i4"),
+                ("shrink", "f4"), ("asking", "f4"), ("year", "i2"), ("month", "u1"), ("day", "u1"), ("date", "i4"),
             )
         }  # fmt: skip
         self.spans = Column("i4", 3)  # row, first day, last day
@@ -153,7 +154,7 @@ class WorkingSet:
         self.rows.setdefault(entry.id, []).append(row)
         values = {
             "alive": True, "speaker": self.speakers.setdefault(entry.speaker, len(self.speakers)),
-            "marks": marks(entry.text), "far": bool(language) and language not in self.languages,
+            "marks": marks(entry.text), "asking": asking(entry.text), "far": bool(language) and language not in self.languages,
             "own": entry.role == "user", "kind": KINDS.get(entry.kind, 0), "shrink": 1,
             "year": day.year, "month": day.month, "day": day.day, "date": day.toordinal() - ORDINAL,
         }  # fmt: skip
@@ -262,7 +263,7 @@ class WorkingSet:
         s = self.sittings
         return Seen(
             self.vectors.cosines(vector), self.postings.match(question), allowed, s.before.values, s.after.values,
-            s.sitting.values, column["shrink"], column["marks"], self.postings.lengths.values, column["speaker"],
+            s.sitting.values, column["shrink"], column["marks"], column["asking"], self.postings.lengths.values, column["speaker"],
             self._of_days(asked, days), column["own"], column["kind"],
         )  # fmt: skip
 
