@@ -206,7 +206,8 @@ class Remembered(SQLModel, table=True):
     language: str = Field(default="", max_length=8)  # empty: unknown
     days: list = Field(default_factory=list, sa_type=JSON)  # first and last day of each span the text names
     identity: str = Field(max_length=64)
-    generation: int
+    born: int  # the person's generation when the row was made
+    generation: int  # and when it was last changed
     created_at: datetime = moment(default_factory=now_utc)
 
 

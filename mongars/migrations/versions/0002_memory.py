@@ -73,6 +73,7 @@ def make_tables() -> None:
         sa.Column("language", sa.String(8), nullable=False),
         sa.Column("days", sa.JSON(), nullable=False),
         sa.Column("identity", sa.String(64), nullable=False),
+        sa.Column("born", sa.Integer(), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.UniqueConstraint("person_id", "identity"),
@@ -172,7 +173,7 @@ def memory_row(said, key: bytes) -> dict:
         "id": said.id, "person_id": said.person_id, "exchange_id": said.exchange_id,
         "conversation": said.conversation_id, "kind": "turn", "role": said.role, "speaker": said.speaker,
         "text": said.text, "said_at": said.said_at, "valid_from": said.said_at, "pinned": False,
-        "origin": "typed", "language": "", "days": [], "identity": identity, "generation": 1,
+        "origin": "typed", "language": "", "days": [], "identity": identity, "born": 1, "generation": 1,
         "created_at": said.said_at,
     }  # fmt: skip
 
