@@ -200,7 +200,7 @@ class Remembered(SQLModel, table=True):
     )
     importance: float | None = None
     pinned: bool = False  # never removed by itself
-    expires_at: datetime | None = moment(default=None, nullable=True)
+    expires_at: datetime | None = moment(default=None, nullable=True, index=True)
     origin: str = Field(default="typed", max_length=16)  # typed, imported, extracted, web
     source: str | None = Field(default=None, max_length=256)  # where an import took it from
     language: str = Field(default="", max_length=8)  # empty: unknown

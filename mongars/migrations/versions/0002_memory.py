@@ -67,7 +67,7 @@ def make_tables() -> None:
         sa.Column("revises", ID, sa.ForeignKey("memory.id", ondelete="SET NULL"), index=True),
         sa.Column("importance", sa.Float()),
         sa.Column("pinned", sa.Boolean(), nullable=False),
-        sa.Column("expires_at", MOMENT),
+        sa.Column("expires_at", MOMENT, index=True),
         sa.Column("origin", sa.String(16), nullable=False),
         sa.Column("source", sa.String(256)),
         sa.Column("language", sa.String(8), nullable=False),
