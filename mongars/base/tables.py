@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['new_id', 'UtcDateTime', 'now_utc', 'moment', 'Person', 'Credential', 'Conversation', 'Exchange', 'Utterance',
-           'Embedding', 'Recollection']
+           'MemoryCounter', 'Remembered', 'Provenance', 'Tombstone', 'Embedding', 'Recollection']
 
 # %% ../../nbs/base/03_tables.ipynb #3cac332e
 import secrets
@@ -13,7 +13,15 @@ import time
 import uuid
 from datetime import UTC, datetime
 
-from sqlalchemy import DateTime, ForeignKeyConstraint, Index, LargeBinary, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlmodel import Field, SQLModel
 
 # %% ../../nbs/base/03_tables.ipynb #f2b7093a
@@ -94,6 +102,7 @@ class Conversation(SQLModel, table=True):
     person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", index=True, max_length=32)
     title: str = Field(default="", max_length=128)
     client_name: str | None = Field(default=None, max_length=256, index=True)  # how an OpenAI client names it
+    paused: bool = False  # what is said in it while it is paused is not remembered
     created_at: datetime = moment(default_factory=now_utc)
 
 
@@ -127,7 +136,7 @@ class Exchange(SQLModel, table=True):
 
 
 class Utterance(SQLModel, table=True):
-    """One thing said, as it was typed."""
+    """One thing said in a conversation, as it was typed."""
 
     __table_args__ = (
         UniqueConstraint("exchange_id", "role"),
@@ -139,18 +148,97 @@ class Utterance(SQLModel, table=True):
 
     id: str = Field(default_factory=new_id, primary_key=True, max_length=32)
     person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", max_length=32)
-    exchange_id: str | None = Field(default=None, max_length=32)  # none: told to the memory outside of a chat
+    exchange_id: str | None = Field(default=None, max_length=32)
     role: str = Field(max_length=16)  # user or assistant
     speaker: str = Field(max_length=64)
     text: str
     said_at: datetime = moment()
 
+# %% ../../nbs/base/03_tables.ipynb #365fa6a2
+class MemoryCounter(SQLModel, table=True):
+    """How far a person's memory has come: one row a person, locked first by every change of that memory."""
+
+    __tablename__ = "memory_counter"
+
+    person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    generation: int = 0
+    key: str = Field(max_length=64)  # hex; of the identities of this person's memories
+
+
+class Remembered(SQLModel, table=True):
+    """One thing that may be recalled."""
+
+    __tablename__ = "memory"
+    __table_args__ = (
+        UniqueConstraint("person_id", "identity"),
+        ForeignKeyConstraint(
+            ["exchange_id", "person_id"], ["exchange.id", "exchange.person_id"], ondelete="CASCADE"
+        ),
+        Index("ix_memory_person_generation", "person_id", "generation"),
+        Index("ix_memory_person_said", "person_id", "said_at", "id"),
+        Index("ix_memory_person_conversation", "person_id", "conversation"),
+    )
+
+    id: str = Field(default_factory=new_id, primary_key=True, max_length=32)
+    person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", max_length=32)
+    exchange_id: str | None = Field(default=None, max_length=32, index=True)  # none: not said in a chat here
+    conversation: str | None = Field(
+        default=None, max_length=128
+    )  # of ours by its id, or an import's own name
+    kind: str = Field(default="turn", max_length=16)  # turn, fact, note
+    role: str = Field(max_length=16)  # user or assistant
+    speaker: str = Field(max_length=64)
+    text: str
+    said_at: datetime = moment()
+    valid_from: datetime = moment()
+    valid_until: datetime | None = moment(default=None, nullable=True)
+    superseded_by: str | None = Field(
+        default=None, foreign_key="memory.id", ondelete="SET NULL", index=True, max_length=32
+    )
+    revises: str | None = Field(  # the version before, if the person corrected it by hand
+        default=None, foreign_key="memory.id", ondelete="SET NULL", index=True, max_length=32
+    )
+    importance: float | None = None
+    pinned: bool = False  # never removed by itself
+    expires_at: datetime | None = moment(default=None, nullable=True, index=True)
+    origin: str = Field(default="typed", max_length=16)  # typed, imported, extracted, web
+    source: str | None = Field(default=None, max_length=256)  # where an import took it from
+    language: str = Field(default="", max_length=8)  # empty: unknown
+    days: list = Field(default_factory=list, sa_type=JSON)  # first and last day of each span the text names
+    identity: str = Field(max_length=64)
+    born: int  # the person's generation when the row was made
+    generation: int  # and when it was last changed
+    created_at: datetime = moment(default_factory=now_utc)
+
+
+class Provenance(SQLModel, table=True):
+    """A memory was made from another one; it goes when the last of those goes."""
+
+    memory_id: str = Field(foreign_key="memory.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    source_id: str = Field(
+        foreign_key="memory.id", ondelete="CASCADE", primary_key=True, index=True, max_length=32
+    )
+
+
+class Tombstone(SQLModel, table=True):
+    """A memory that was deleted: enough to know it again, not to tell what it said."""
+
+    __table_args__ = (Index("ix_tombstone_person_generation", "person_id", "generation"),)
+
+    person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    identity: str = Field(primary_key=True, max_length=64)
+    memory_id: str = Field(max_length=32)
+    generation: int
+
 
 class Embedding(SQLModel, table=True):
-    """The vector of an utterance, float32 bytes, under the fingerprint of the encoder that made it."""
+    """The vector of a part of a memory, float32 bytes, under the fingerprint of the encoder that made it."""
 
-    utterance_id: str = Field(foreign_key="utterance.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    memory_id: str = Field(foreign_key="memory.id", ondelete="CASCADE", primary_key=True, max_length=32)
     fingerprint: str = Field(primary_key=True, max_length=128)
+    part: int = Field(default=0, primary_key=True)
+    start: int = 0  # the part is text[start:stop]
+    stop: int
     vector: bytes = Field(sa_type=LargeBinary)
 
 
@@ -158,6 +246,9 @@ class Recollection(SQLModel, table=True):
     """A memory that stood in the prompt of an exchange; rank 0 was the best."""
 
     exchange_id: str = Field(foreign_key="exchange.id", ondelete="CASCADE", primary_key=True, max_length=32)
-    utterance_id: str = Field(foreign_key="utterance.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    memory_id: str = Field(
+        foreign_key="memory.id", ondelete="CASCADE", primary_key=True, index=True, max_length=32
+    )
     rank: int
     score: float
+    reasons: dict = Field(default_factory=dict, sa_type=JSON)  # the parts of the score

@@ -17,7 +17,8 @@ from datetime import datetime
 from ..base.errors import BadInput, Conflict, NotReady
 from ..base.tables import now_utc
 from ..memory.conversations import Conversations, Outcome, Turn
-from ..memory.hippocampus import Hippocampus, Memory, check_text
+from ..memory.hippocampus import Hippocampus, Memory, Told, check_text
+from ..memory.records import Encoded
 from .bouche import Bouche, Sentence
 from ..neurons.generation import Finish, Sampling
 from ..neurons.language_model import LanguageModel, Place
@@ -170,8 +171,8 @@ class _Work:
 
     async def run(self) -> None:
         try:
-            vector, memories, messages = await self._prepare()
-            turn = await self._open(vector)
+            said, memories, messages = await self._prepare()
+            turn = await self._open(said)
             self.events.put_nowait(Started(turn, memories))
             text, finish = await self._generate(messages)
             if not text and finish.reason == "cancelled":
@@ -194,10 +195,10 @@ class _Work:
         conversation = self.known.conversation_id if self.known else ask.conversation_id
         turns = cortex.conversations.recent(ask.person, conversation, RECENT_TURNS) if conversation else []
         recent = ask.recent if ask.recent is not None else as_messages(turns)
-        vector = cortex.hippocampus.embedder.embed([ask.text])[0]
+        said = self._encoded(Told(ask.text, cortex.clock(), conversation=conversation), correcting=True)
         in_sight = [turn.id for turn in turns] + ([self.known.id] if self.known else [])
         recall = cortex.hippocampus.recall(
-            ask.person, ask.text, cortex.memories, cortex.clock(), vector=vector, without=in_sight
+            ask.person, ask.text, cortex.memories, cortex.clock(), vector=said.vectors[0], without=in_sight
         )
         items = close_ones(recall.items)
         shown = [Shown(m.text, m.speaker, m.said_at) for m in items]
@@ -209,15 +210,17 @@ class _Work:
             ask.sampling.max_new_tokens, cortex.model.context_window // 4
         )
         draft = fit(draft, cortex.model.count, room)
-        return vector, items[: len(draft.memories)], compose(draft)
+        return said, items[: len(draft.memories)], compose(draft)
 
-    async def _open(self, vector) -> Turn:
+    def _encoded(self, told: Told, **options) -> Encoded:
+        return self.cortex.hippocampus.encode(self.ask.person, [told], **options)[0]
+
+    async def _open(self, said: Encoded) -> Turn:
         if self.known:
             return self.known
         ask, cortex = self.ask, self.cortex
         return await asyncio.to_thread(
-            cortex.conversations.open, ask.person, ask.text, cortex.clock(), vector,
-            cortex.hippocampus.embedder.fingerprint, ask.conversation_id, ask.idempotency_key, ask.client_name,
+            cortex.conversations.open, ask.person, said, ask.conversation_id, ask.idempotency_key, ask.client_name,
             ask.digest(),
         )  # fmt: skip
 
@@ -249,7 +252,6 @@ class _Work:
 
     def _finish_in_thread(self, turn: Turn, text: str, finish: Finish, memories: Sequence[Memory]) -> Turn:
         cortex = self.cortex
-        embedder = cortex.hippocampus.embedder
         outcome = Outcome(
             text,
             finish.reason,
@@ -258,10 +260,10 @@ class _Work:
             finish.prompt_tokens or None,  # unknown when the answer was broken off
             finish.completion_tokens or None,
         )
-        vector = embedder.embed([text or " "])[0]
-        return cortex.conversations.finish(
-            self.ask.person, turn.id, outcome, cortex.clock(), vector, embedder.fingerprint, memories
-        )
+        now = cortex.clock()
+        told = Told(text, now, "assistant", conversation=turn.conversation_id)
+        said = self._encoded(told) if text.strip() else None  # an answer without a word is no memory
+        return cortex.conversations.finish(self.ask.person, turn.id, outcome, now, said, memories)
 
 
 def close_ones(items: Sequence[Memory]) -> tuple[Memory, ...]:
