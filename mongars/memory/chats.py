@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from .intake import Clock, Report, Told, kept_name, kept_text, moment_of, short_id
+from .intake import Clock, Report, kept_name, kept_text, moment_of, short_id
+from .records import Told
 
 # %% ../../nbs/memory/12_chats.ipynb #273b04d8
 def branch(parents: dict[str, Any], current: Any, newest: Callable[[str], float]) -> tuple[list[str], bool]:

@@ -18,7 +18,8 @@ from typing import Protocol
 
 from ..base.errors import BadInput
 from .exporting import ExportedConversation, ExportedMemory, json_export, markdown_export
-from .intake import Report, Told
+from .intake import Report
+from .records import Told
 from .transfer import told_in
 
 # %% ../../nbs/memory/15_importing.ipynb #bdf0ef8c

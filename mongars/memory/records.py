@@ -126,7 +126,8 @@ def locked(session: Session, person: str) -> MemoryCounter:
 
 def identity(counter: MemoryCounter, source: str, told: Told, speaker: str) -> str:
     """The keyed hash by which a thing is known again."""
-    moment = told.said_at.astimezone(UTC).isoformat()
+    # A source names its thing for ever; its time may be its file's, which is another when the file is copied.
+    moment = None if source else told.said_at.astimezone(UTC).isoformat()
     whole = json.dumps([source, moment, told.role, speaker, told.kind, told.text], ensure_ascii=False)
     return hmac.new(bytes.fromhex(counter.key), whole.encode(), hashlib.sha256).hexdigest()
 

@@ -17,8 +17,9 @@ from typing import Any
 from ..base.errors import BadInput
 from .chats import ODD_ROLE, ROLES, chatgpt, open_webui
 from .exporting import FORMAT, ExportedConversation, ExportedMemory, from_row, is_ours, rows_of
-from .intake import Clock, Report, Told, kept_name, kept_text, short_id
+from .intake import Clock, Report, kept_name, kept_text, short_id
 from .long_json import LONGEST_ITEM, LongText, Part, decode, parts
+from .records import Told
 
 # %% ../../nbs/memory/14_transfer.ipynb #a3a2853e
 NOT_JSON, NO_TEXT_FIELD = "line that is not JSON", 'line without "text"'

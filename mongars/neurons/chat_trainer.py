@@ -31,7 +31,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def faster_precision() -> str:
-    """The precision, by name, in which this machine multiplies matrices faster: bfloat16 on a GPU, measured on a CPU."""
+    """The precision in which this machine multiplies matrices faster: bfloat16 on a GPU, measured on a CPU."""
     if torch.cuda.is_available():
         return "bfloat16"
     seconds = {}
