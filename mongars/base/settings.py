@@ -61,6 +61,12 @@ class Settings(BaseSettings):
         8, ge=0, le=1000, description="requests that may wait for a place; beyond, 429"
     )
     memories: int = Field(2, ge=0, le=12, description="most memories shown to the model for one answer")
+    memory_cache_mb: int = Field(
+        256,
+        ge=1,
+        le=1_000_000,
+        description="memories of those who talk now that are held ready, in megabytes",
+    )
     registration: bool | None = Field(
         None, description="may strangers register? by default only on a loopback address"
     )

@@ -222,6 +222,14 @@ class Conversations:
             raise NotFound(f"There is no conversation {conversation_id!r}. Leave it out to start a new one.")
         return conversation
 
+    def turn(self, person: str, turn_id: str) -> Turn:
+        """A turn; `NotFound` if it is not this person's."""
+        with self.store.reading() as session:
+            exchange = None if "\0" in turn_id else session.get(Exchange, turn_id)
+            if exchange is None or exchange.person_id != person:
+                raise NotFound(f"There is no turn {turn_id!r}.")
+            return turns_of(session, [exchange])[0]
+
     def find(self, person: str, idempotency_key: str) -> Turn | None:
         """The turn that a person's key made, if it made one."""
         with self.store.reading() as session:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ..base.errors import MongarsError
 from ..memory.conversations import Turn
@@ -32,6 +32,9 @@ class MemoryShape(BaseModel):
     said_at: datetime
     speaker: str
     score: float
+    reasons: dict[str, float] = Field(default={}, description="the parts of the score")
+    turn_id: str | None = Field(default=None, description="the turn in which it was said")
+    conversation_id: str | None = None
 
 
 class UsageShape(BaseModel):
@@ -53,8 +56,9 @@ class AnswerShape(BaseModel):
 def memory_shape(memory: Memory) -> MemoryShape:
     """A memory as the API shows it."""
     return MemoryShape(
-        id=memory.id, text=memory.text, said_at=memory.said_at, speaker=memory.speaker, score=memory.score
-    )
+        id=memory.id, text=memory.text, said_at=memory.said_at, speaker=memory.speaker, score=memory.score,
+        reasons=memory.reasons, turn_id=memory.turn_id, conversation_id=memory.conversation_id,
+    )  # fmt: skip
 
 
 def answer_shape(turn: Turn, memories: tuple[Memory, ...]) -> AnswerShape:

@@ -19,6 +19,7 @@ from html import escape
 from ..base.errors import BadInput, MongarsError
 from ..base.tables import Conversation
 from ..memory.conversations import Turn, title_of
+from ..memory.forgetting import FORGOTTEN
 from ..memory.hippocampus import Memory
 from ..mind.cortex import Answered, Ask, Said, Started
 from .api import sampling_of
@@ -118,7 +119,8 @@ def bubbles(view: View) -> list[dict[str, str]]:
     for turn in view.turns:
         said.append({"role": "user", "content": literally(turn.message)})
         coming = view.answering and turn is view.turns[-1]
-        answer = harmless(turn.response or "") or ("…" if coming else "*This was never answered.*")
+        gone = "*The memory behind this answer was deleted.*" if turn.finish_reason == FORGOTTEN else ""
+        answer = harmless(turn.response or gone) or ("…" if coming else "*This was never answered.*")
         if turn.finish_reason == "cancelled":
             answer += "\n\n*Stopped.*"
         said.append({"role": "assistant", "content": answer})

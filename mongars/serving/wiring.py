@@ -24,6 +24,7 @@ from .accounts import Accounts
 
 if TYPE_CHECKING:  # imported where they are built: they bring torch
     from mongars.memory.conversations import Conversations
+    from mongars.memory.hippocampus import Hippocampus
     from mongars.mind.cortex import Cortex
     from mongars.neurons.embedder import Embedder
     from mongars.neurons.language_model import LanguageModel
@@ -98,6 +99,7 @@ class House:
     model: "LanguageModel"
     embedder: "Embedder"
     conversations: "Conversations"
+    hippocampus: "Hippocampus"
     cortex: "Cortex"
 
     async def close(self) -> None:
@@ -131,7 +133,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     say(f"Encoder {embedder.name}: {embedder.runtime}")
     accounts = Accounts(store)
     accounts.owner()  # before a stranger can ask for the name
-    conversations, hippocampus = Conversations(store), Hippocampus(store, embedder)
+    conversations, hippocampus = Conversations(store), Hippocampus(store, embedder, settings.memory_cache_mb)
     if unread := hippocampus.unread():
         say(
             f"{unread} things said were encoded by another model than {embedder.name} and cannot be recalled with it"
@@ -144,5 +146,6 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         model=model,
         embedder=embedder,
         conversations=conversations,
+        hippocampus=hippocampus,
         cortex=Cortex(hippocampus, conversations, model, settings.memories),
     )
