@@ -58,6 +58,8 @@ class Ranked:
     id: str
     score: float
     parts: dict[str, float]
+    likeness: float = 0.0  # cosine of the two meanings
+    covered: float = 0.0  # share of the question's words in it, rare ones counting more
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,16 @@ class WorkingSet:
             if id in found or (only is not None and not only(id)):
                 continue
             given = {f: round(float(p), 4) for f, p in zip(FEATURES, parts, strict=True) if abs(p) >= 5e-5}
-            found[id] = Ranked(id, round(float(scored.scores[at]), 5), given)
+            row, words = scored.rows[at], scored.seen.matches
+            covered = words.covered(words.held[[row]])[0]
+            alike = scored.seen.cosines[row]
+            found[id] = Ranked(
+                id,
+                round(float(scored.scores[at]), 5),
+                given,
+                round(float(alike), 4),
+                round(float(covered), 4),
+            )
             if len(found) == k:
                 break
         return tuple(found.values())

@@ -115,12 +115,14 @@ class Copy:
         else:
             self.bounds[row.id] = (row.valid_from, row.valid_until, row.expires_at)
 
-    def not_holding(self, moment: datetime, now: datetime) -> set[str]:
-        """The memories that did not hold at a moment, or have expired by now."""
+    def not_holding(self, moment: datetime, now: datetime, past: bool = False) -> set[str]:
+        """The memories that did not hold at a moment, or have expired by now; with `past`, what had ended by then counts."""
         return {
             id
             for id, (first, end, expiry) in self.bounds.items()
-            if first > moment or (end is not None and end <= moment) or (expiry is not None and expiry <= now)
+            if first > moment
+            or (end is not None and end <= moment and not past)
+            or (expiry is not None and expiry <= now)
         }
 
 

@@ -73,7 +73,7 @@ class Answered:
 
 
 Event = Started | Said | Sentence | Answered
-CLOSE = 0.75  # a further memory is shown if it matters at least this share of the best one
+CLOSE = 2.5  # a further memory is shown if its score is at most so far below the best one's (nats)
 BEING_ANSWERED = "The same Idempotency-Key is being answered right now. Try again in a moment."
 BROKEN_OFF = "The answer was broken off before it began; your message is kept."
 RECENT_TURNS = 20  # at most, before the context window decides
@@ -268,7 +268,7 @@ class _Work:
 
 def close_ones(items: Sequence[Memory]) -> tuple[Memory, ...]:
     """The best memory, and those nearly as good: a small model reads one sentence well, and four badly."""
-    return tuple(m for m in items if m.score >= CLOSE * items[0].score)
+    return tuple(m for m in items if m.score >= items[0].score - CLOSE)
 
 
 def as_messages(turns: Sequence[Turn]) -> tuple[Message, ...]:

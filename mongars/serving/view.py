@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'SHOWN_TURNS', 'SHOWN_CONVERSATIONS', 'CODE', 'View', 'look', 'talk', 'literally', 'harmless', 'bubbles',
-           'plain', 'day', 'recalled', 'titles', 'tokens', 'status']
+           'plain', 'day', 'recalled', 'alike', 'titles', 'tokens', 'status']
 
 # %% ../../nbs/serving/09_view.ipynb #cac60496
 import asyncio
@@ -152,10 +152,15 @@ def recalled(view: View, now: datetime) -> str:
     return about + "".join(
         f"<article><blockquote>{plain(m.text)}</blockquote><p><b>{plain(m.speaker)}</b> · "
         f'<time datetime="{m.said_at.isoformat()}">{day(m.said_at, now)}</time></p>'
-        f'<p class="score"><meter min="0" max="1" value="{max(0.0, m.score):.2f}" aria-label="likeness">'
-        f"</meter> {m.score:.2f} alike</p></article>"
+        f'<p class="score"><meter min="0" max="1" value="{alike(m):.2f}" aria-label="likeness">'
+        f"</meter> {alike(m):.2f} alike</p></article>"
         for m in view.memories
     )
+
+
+def alike(memory: Memory) -> float:
+    """How alike a memory and the question mean, 0 to 1; memories of older versions had this as their score."""
+    return max(0.0, min(1.0, memory.reasons.get("likeness", memory.score)))
 
 
 def titles(conversations: Sequence[Conversation], now: datetime) -> list[tuple[str, str]]:

@@ -115,7 +115,12 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     store = prepare(settings, say, port=False)
     say("Loading the models")
     from mongars.memory.conversations import Conversations
+    from mongars.memory.corrections import corrects
+    from mongars.memory.dates import asked_period, named_days
+    from mongars.memory.encoding import Reading
     from mongars.memory.hippocampus import Hippocampus
+    from mongars.memory.ranking import stripped
+    from mongars.memory.words import language_of
     from mongars.mind.cortex import Cortex
     from mongars.neurons.embedder import Embedder
     from mongars.neurons.language_model import LanguageModel
@@ -133,7 +138,9 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     say(f"Encoder {embedder.name}: {embedder.runtime}")
     accounts = Accounts(store)
     accounts.owner()  # before a stranger can ask for the name
-    conversations, hippocampus = Conversations(store), Hippocampus(store, embedder, settings.memory_cache_mb)
+    reading = Reading(language_of, named_days, stripped, asked_period, corrects)
+    conversations = Conversations(store)
+    hippocampus = Hippocampus(store, embedder, settings.memory_cache_mb, reading)
     if unread := hippocampus.unread():
         say(
             f"{unread} things said were encoded by another model than {embedder.name} and cannot be recalled with it"
