@@ -174,7 +174,8 @@ class WorkingSet:
         self.rows.setdefault(entry.id, []).append(row)
         values = {
             "alive": True, "speaker": self.speakers.setdefault(entry.speaker, len(self.speakers)),
-            "marks": marks(entry.text), "asking": asking(entry.text), "far": bool(language) and language not in self.languages,
+            "marks": marks(entry.text), "asking": asking(entry.text),
+            "far": bool(language) and language not in self.languages,
             "own": entry.role == "user", "kind": KINDS.get(entry.kind, 0), "shrink": 1,
             "year": day.year, "month": day.month, "day": day.day, "date": day.toordinal() - ORDINAL,
         }  # fmt: skip
