@@ -247,8 +247,9 @@ class WorkingSet:
             scored = self.score(question, vector, allowed, asker, days)
             if not len(scored.rows):
                 return Ranking()
-            items = self._items(scored, k, only)
-            sure = probability(self.signals(scored, k), self.fusion.confidence) if items else 0.0
+            order = self._order(scored)
+            items = self._items(scored, order, k, only)
+            sure = probability(self.signals(scored, k, order), self.fusion.confidence) if items else 0.0
             return Ranking(items, round(sure, 4))
 
     def score(self, question: str, vector, allowed: np.ndarray, asker: str | None = None, days=()) -> Scored:
@@ -267,21 +268,21 @@ class WorkingSet:
         rows = scored.rows
         return np.lexsort((-rows, -self.sittings.at.values[rows], -np.round(scored.scores, 5)))
 
-    def signals(self, scored: Scored, k: int) -> np.ndarray:
+    def signals(self, scored: Scored, k: int, order: np.ndarray | None = None) -> np.ndarray:
         """What the confidence is made of (`memory.confidence`)."""
-        order = self._order(scored)
+        order = self._order(scored) if order is None else order
         unseen = max(0, int(scored.seen.allowed.sum()) - len(scored.rows)) / max(1, len(scored.sample))
         rest = unseen * float(np.exp(np.minimum(scored.scores[scored.sample], 50)).sum())
         vectors = self.vectors.some(scored.rows[order[:TOP]])
         return signals(scored.seen, scored.rows, scored.scores, order, vectors, k, rest)
 
-    def _items(self, scored: Scored, k: int, only) -> tuple[Ranked, ...]:
+    def _items(self, scored: Scored, order: np.ndarray, k: int, only) -> tuple[Ranked, ...]:
         found: dict[str, Ranked] = {}
-        for at in self._order(scored):
+        for at in order:
             id, parts = self.ids[scored.rows[at]], scored.parts[at]
             if id in found or (only is not None and not only(id)):
                 continue
-            given = {f: round(float(p), 4) for f, p in zip(FEATURES, parts, strict=True) if abs(p) >= 5e-5}
+            given = {f: p for f, p in zip(FEATURES, parts.round(4).tolist(), strict=True) if p}
             found[id] = Ranked(id, round(float(scored.scores[at]), 5), given)
             if len(found) == k:
                 break
