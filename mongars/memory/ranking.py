@@ -24,6 +24,7 @@ from mongars.memory.features import (
     FEATURES,
     ORDINAL,
     Question,
+    Sample,
     Seen,
     asking,
     days_of,
@@ -101,7 +102,7 @@ class Scored:
 
     seen: Seen
     rows: np.ndarray
-    sample: np.ndarray  # places in `rows` from which means and deviations were taken
+    sample: Sample  # from which means and deviations were taken
     features: np.ndarray  # (rows, features)
     parts: np.ndarray  # features × weights
     scores: np.ndarray
@@ -271,8 +272,10 @@ class WorkingSet:
     def signals(self, scored: Scored, k: int, order: np.ndarray | None = None) -> np.ndarray:
         """What the confidence is made of (`memory.confidence`)."""
         order = self._order(scored) if order is None else order
-        unseen = max(0, int(scored.seen.allowed.sum()) - len(scored.rows)) / max(1, len(scored.sample))
-        rest = unseen * float(np.exp(np.minimum(scored.scores[scored.sample], 50)).sum())
+        some = scored.sample
+        rest = float(
+            (np.maximum(some.weights - 1, 0) * np.exp(np.minimum(scored.scores[some.places], 50))).sum()
+        )
         vectors = self.vectors.some(scored.rows[order[:TOP]])
         return signals(scored.seen, scored.rows, scored.scores, order, vectors, k, rest)
 
@@ -319,18 +322,30 @@ class WorkingSet:
             found[spans[(spans[:, 1] <= last) & (spans[:, 2] >= first), 0]] = True
         return found
 
-    def _candidates(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that get features, and which of them are the sample for means and deviations."""
+    def _candidates(self, seen: Seen) -> tuple[np.ndarray, Sample]:
+        """Rows that get features, and those among them that tell means and deviations.
+
+        Few rows hold a word of the question, and they make most of a deviation: they are sampled apart, with their
+        neighbours.
+        """
         if len(self.ids) <= ALL:
             rows = np.flatnonzero(seen.allowed)
-            return rows, np.arange(len(rows))
-        stride = max(1, len(self.ids) // SAMPLE)
-        sample = np.arange(0, len(self.ids), stride)
+            return rows, Sample(np.arange(len(rows)), np.ones(len(rows), np.float32))
+        touched = np.zeros(len(self.ids) + 1, bool)
+        held = np.flatnonzero(seen.matches.held)
+        touched[held] = touched[seen.before[held]] = touched[seen.after[held]] = True
+        some = [np.flatnonzero(touched[:-1]), np.arange(0, len(self.ids), max(1, len(self.ids) // SAMPLE))]
+        share = [len(some[0]), len(self.ids) - len(some[0])]
+        some = [some[0][:: 1 + len(some[0]) // SAMPLE], some[1][~touched[some[1]]]]
         best = np.concatenate([highest(seen.cosines, BEST), highest(seen.matches.bm25, BEST)])
-        beside = np.concatenate([seen.before[best], seen.after[best]])
-        rows = np.unique(np.concatenate([best, beside[beside >= 0], sample]))
+        near = np.concatenate([seen.before[best], seen.after[best]])
+        rows = np.unique(np.concatenate([best, near[near >= 0], *some]))
         rows = rows[seen.allowed[rows]]
-        return rows, np.flatnonzero(rows % stride == 0)
+        some = [one[seen.allowed[one]] for one in some]
+        weights = [
+            np.full(len(one), n / max(1, len(one)), np.float32) for one, n in zip(some, share, strict=True)
+        ]
+        return rows, Sample(np.searchsorted(rows, np.concatenate(some)), np.concatenate(weights))
 
     def features(self, seen: Seen, rows, sample, asked: Question, asker: str | None = None) -> np.ndarray:
         """The features of these rows, (n, features)."""
