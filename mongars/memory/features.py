@@ -6,7 +6,7 @@
 __all__ = ['ASKS', 'TIME', 'NUMBER', 'NAME', 'SELF', 'OTHER', 'TIMES', 'NUMBERS', 'NAMES', 'SELVES', 'OTHERS', 'ASIDE',
            'SENTENCE', 'MAY_BE_WORDS', 'WHEN', 'HOW_MANY', 'WHO', 'MONTH_NUMBER', 'MONTH', 'DATES', 'FEATURES', 'USUAL',
            'WEIGHT_OF_USUAL', 'ORDINAL', 'BESIDE', 'marks', 'asking', 'Question', 'named', 'dates_in', 'read_question',
-           'deviation', 'Seen', 'beside', 'table', 'days_of']
+           'Sample', 'deviation', 'Seen', 'beside', 'table', 'days_of']
 
 # %% ../../nbs/memory/13_features.ipynb #ec6dcf7c
 import re
@@ -137,12 +137,20 @@ WEIGHT_OF_USUAL = 8  # memories
 ORDINAL = date(1970, 1, 1).toordinal()
 
 
-def deviation(values: np.ndarray, sample: np.ndarray, usual: tuple[float, float]) -> np.ndarray:
-    """Values as deviations from the mean of a sample (rows of `values`), drawn towards the usual mean and deviation."""
-    some, (mean, spread) = values[sample], usual
-    whole = len(some) + WEIGHT_OF_USUAL
-    centre = (some.sum() + WEIGHT_OF_USUAL * mean) / whole
-    squares = ((some - centre) ** 2).sum() + WEIGHT_OF_USUAL * spread**2
+@dataclass(frozen=True)
+class Sample:
+    """Some of the rows that are looked at, and how many of all rows each of them stands for."""
+
+    places: np.ndarray  # in the rows that are looked at
+    weights: np.ndarray  # float32
+
+
+def deviation(values: np.ndarray, sample: Sample, usual: tuple[float, float]) -> np.ndarray:
+    """Values as deviations from the mean that a sample tells, drawn towards the usual mean and deviation."""
+    some, (mean, spread) = values[sample.places], usual
+    whole = sample.weights.sum() + WEIGHT_OF_USUAL
+    centre = (sample.weights @ some + WEIGHT_OF_USUAL * mean) / whole
+    squares = sample.weights @ (some - centre) ** 2 + WEIGHT_OF_USUAL * spread**2
     return ((values - centre) / np.sqrt(squares / whole)).astype(np.float32)
 
 
@@ -175,10 +183,10 @@ def beside(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def table(
-    seen: Seen, rows: np.ndarray, sample: np.ndarray, asked: Question,
+    seen: Seen, rows: np.ndarray, sample: Sample, asked: Question,
     named_speakers: Collection[int] = (), asker: int | None = None, pairs: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The features of `rows`, (n, features) float32; means and deviations are those of `rows[sample]`."""
+    """The features of `rows`, (n, features) float32; means and deviations are those that the sample tells."""
 
     def step(column: np.ndarray, at: np.ndarray) -> np.ndarray:
         other = np.where(at >= 0, column[at], -1)

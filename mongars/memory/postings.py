@@ -63,17 +63,13 @@ class Matches:
 
     def covered(self, held: np.ndarray) -> np.ndarray:
         """The share of the question, weighted by rarity, of which these bits are set; (n,) float32."""
-        share = np.zeros(len(held), np.float32)
-        for i, idf in enumerate(self.idf):
-            share += idf * ((held >> np.uint32(i)) & np.uint32(1))
-        return share / max(float(self.idf.sum()), 1e-6)
+        return self.bits(held) @ self.idf / max(float(self.idf.sum()), 1e-6)
 
-    def rarest(self, held: np.ndarray) -> np.ndarray:
-        """The idf of the rarest word held, as a share of the rarest of the question; (n,) float32."""
-        best = np.zeros(len(held), np.float32)
-        for i, idf in enumerate(self.idf):
-            np.maximum(best, idf * ((held >> np.uint32(i)) & np.uint32(1)), out=best)
-        return best / max(float(self.idf.max(initial=0)), 1e-6)
+    def bits(self, held: np.ndarray) -> np.ndarray:
+        """(n, words) float32: 1 where the row holds the word."""
+        return ((held[:, None] >> np.arange(len(self.idf), dtype=np.uint32)) & np.uint32(1)).astype(
+            np.float32
+        )
 
 
 class Postings:

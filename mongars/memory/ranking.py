@@ -24,6 +24,7 @@ from mongars.memory.features import (
     FEATURES,
     ORDINAL,
     Question,
+    Sample,
     Seen,
     asking,
     days_of,
@@ -103,7 +104,7 @@ class Scored:
 
     seen: Seen
     rows: np.ndarray
-    sample: np.ndarray  # places in `rows` from which means and deviations were taken
+    sample: Sample  # from which means and deviations were taken
     features: np.ndarray  # (rows, features)
     parts: np.ndarray  # features × weights
     scores: np.ndarray
@@ -176,7 +177,8 @@ class WorkingSet:
         self.rows.setdefault(entry.id, []).append(row)
         values = {
             "alive": True, "speaker": self.speakers.setdefault(entry.speaker, len(self.speakers)),
-            "marks": marks(entry.text), "asking": asking(entry.text), "far": bool(language) and language not in self.languages,
+            "marks": marks(entry.text), "asking": asking(entry.text),
+            "far": bool(language) and language not in self.languages,
             "own": entry.role == "user", "kind": KINDS.get(entry.kind, 0), "shrink": 1,
             "year": day.year, "month": day.month, "day": day.day, "date": day.toordinal() - ORDINAL,
         }  # fmt: skip
@@ -248,8 +250,9 @@ class WorkingSet:
             scored = self.score(question, vector, allowed, asker, days)
             if not len(scored.rows):
                 return Ranking()
-            items = self._items(scored, k, only)
-            sure = probability(self.signals(scored, k), self.fusion.confidence) if items else 0.0
+            order = self._order(scored)
+            items = self._items(scored, order, k, only)
+            sure = probability(self.signals(scored, k, order), self.fusion.confidence) if items else 0.0
             return Ranking(items, round(sure, 4))
 
     def score(self, question: str, vector, allowed: np.ndarray, asker: str | None = None, days=()) -> Scored:
@@ -268,21 +271,23 @@ class WorkingSet:
         rows = scored.rows
         return np.lexsort((-rows, -self.sittings.at.values[rows], -np.round(scored.scores, 5)))
 
-    def signals(self, scored: Scored, k: int) -> np.ndarray:
+    def signals(self, scored: Scored, k: int, order: np.ndarray | None = None) -> np.ndarray:
         """What the confidence is made of (`memory.confidence`)."""
-        order = self._order(scored)
-        unseen = max(0, int(scored.seen.allowed.sum()) - len(scored.rows)) / max(1, len(scored.sample))
-        rest = unseen * float(np.exp(np.minimum(scored.scores[scored.sample], 50)).sum())
+        order = self._order(scored) if order is None else order
+        some = scored.sample
+        rest = float(
+            (np.maximum(some.weights - 1, 0) * np.exp(np.minimum(scored.scores[some.places], 50))).sum()
+        )
         vectors = self.vectors.some(scored.rows[order[:TOP]])
         return signals(scored.seen, scored.rows, scored.scores, order, vectors, k, rest)
 
-    def _items(self, scored: Scored, k: int, only) -> tuple[Ranked, ...]:
+    def _items(self, scored: Scored, order: np.ndarray, k: int, only) -> tuple[Ranked, ...]:
         found: dict[str, Ranked] = {}
-        for at in self._order(scored):
+        for at in order:
             id, parts = self.ids[scored.rows[at]], scored.parts[at]
             if id in found or (only is not None and not only(id)):
                 continue
-            given = {f: round(float(p), 4) for f, p in zip(FEATURES, parts, strict=True) if abs(p) >= 5e-5}
+            given = {f: p for f, p in zip(FEATURES, parts.round(4).tolist(), strict=True) if p}
             row, words = scored.rows[at], scored.seen.matches
             covered = words.covered(words.held[[row]])[0]
             alike = scored.seen.cosines[row]
@@ -328,18 +333,30 @@ class WorkingSet:
             found[spans[(spans[:, 1] <= last) & (spans[:, 2] >= first), 0]] = True
         return found
 
-    def _candidates(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that get features, and which of them are the sample for means and deviations."""
+    def _candidates(self, seen: Seen) -> tuple[np.ndarray, Sample]:
+        """Rows that get features, and those among them that tell means and deviations.
+
+        Few rows hold a word of the question, and they make most of a deviation: they are sampled apart, with their
+        neighbours.
+        """
         if len(self.ids) <= ALL:
             rows = np.flatnonzero(seen.allowed)
-            return rows, np.arange(len(rows))
-        stride = max(1, len(self.ids) // SAMPLE)
-        sample = np.arange(0, len(self.ids), stride)
+            return rows, Sample(np.arange(len(rows)), np.ones(len(rows), np.float32))
+        touched = np.zeros(len(self.ids) + 1, bool)
+        held = np.flatnonzero(seen.matches.held)
+        touched[held] = touched[seen.before[held]] = touched[seen.after[held]] = True
+        some = [np.flatnonzero(touched[:-1]), np.arange(0, len(self.ids), max(1, len(self.ids) // SAMPLE))]
+        share = [len(some[0]), len(self.ids) - len(some[0])]
+        some = [some[0][:: 1 + len(some[0]) // SAMPLE], some[1][~touched[some[1]]]]
         best = np.concatenate([highest(seen.cosines, BEST), highest(seen.matches.bm25, BEST)])
-        beside = np.concatenate([seen.before[best], seen.after[best]])
-        rows = np.unique(np.concatenate([best, beside[beside >= 0], sample]))
+        near = np.concatenate([seen.before[best], seen.after[best]])
+        rows = np.unique(np.concatenate([best, near[near >= 0], *some]))
         rows = rows[seen.allowed[rows]]
-        return rows, np.flatnonzero(rows % stride == 0)
+        some = [one[seen.allowed[one]] for one in some]
+        weights = [
+            np.full(len(one), n / max(1, len(one)), np.float32) for one, n in zip(some, share, strict=True)
+        ]
+        return rows, Sample(np.searchsorted(rows, np.concatenate(some)), np.concatenate(weights))
 
     def features(self, seen: Seen, rows, sample, asked: Question, asker: str | None = None) -> np.ndarray:
         """The features of these rows, (n, features)."""
