@@ -1,8 +1,8 @@
 """Memories with validity, provenance and tombstones; vectors by part; conversations that can be paused.
 
 Up, every utterance becomes a memory under its own id; one told outside of a chat is a memory only. Down, memories
-without an utterance become utterances again, and only what holds at that moment keeps its vector: the older version knows
-no other way to leave a memory out of recall. Tombstones, provenance, dates and the pause cannot be carried down.
+without an utterance become utterances again, and only what holds at that moment keeps its vector: the older version
+knows no other way to leave a memory out of recall. Tombstones, provenance, dates and the pause cannot be carried down.
 """
 
 import hashlib
