@@ -167,7 +167,14 @@ def reflected(table: str) -> sa.Table:
 def memory_row(said, key: bytes) -> dict:
     """An utterance of version 0001 as a memory."""
     moment = said.said_at if said.said_at.tzinfo else said.said_at.replace(tzinfo=UTC)
-    told = [f"mongars:{said.id}", moment.astimezone(UTC).isoformat(), said.role, said.speaker, "turn", said.text]
+    told = [
+        f"mongars:{said.id}",
+        moment.astimezone(UTC).isoformat(),
+        said.role,
+        said.speaker,
+        "turn",
+        said.text,
+    ]
     identity = hmac.new(key, json.dumps(told, ensure_ascii=False).encode(), hashlib.sha256).hexdigest()
     return {
         "id": said.id, "person_id": said.person_id, "exchange_id": said.exchange_id,
