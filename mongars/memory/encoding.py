@@ -99,7 +99,7 @@ class Encoding:
         return told.speaker or (ASSISTANT if told.role == "assistant" else name)
 
     def encode(self, person: str, many: Sequence[Told]) -> list[Encoded]:
-        """Things with all that is read out of them; `BadInput` for one that cannot be kept, `NotFound` for a stranger."""
+        """Things with all that is read out of them; `BadInput` if one cannot be kept, `NotFound` for a stranger."""
         name = self.name(person)
         speakers = [self.speaker(check_told(told), name) for told in many]
         names = self.speakers(person, {name, *speakers}) if self.reading.stripped else ()

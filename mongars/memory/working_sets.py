@@ -29,8 +29,8 @@ PART = func.substr(
     M.text, func.coalesce(Embedding.start, 0) + 1, func.coalesce(Embedding.stop - Embedding.start, 1 << 20)
 )
 COLUMNS = (
-    M.id, PART.label("text"), M.speaker, M.said_at, M.conversation, M.kind, M.role, M.days, M.born, M.generation, M.valid_from,
-    M.valid_until, M.expires_at, Embedding.part, Embedding.vector,
+    M.id, PART.label("text"), M.speaker, M.said_at, M.conversation, M.kind, M.role, M.days, M.born, M.generation,
+    M.valid_from, M.valid_until, M.expires_at, Embedding.part, Embedding.vector,
 )  # fmt: skip
 
 
@@ -133,7 +133,8 @@ class Copy:
 def entry_of(row: Any) -> Entry:
     """A row as ranking wants it."""
     return Entry(
-        row.id, row.text, row.speaker, row.said_at, row.conversation, row.kind, row.role, days_of(row.days), row.part or 0
+        row.id, row.text, row.speaker, row.said_at, row.conversation, row.kind, row.role, days_of(row.days),
+        row.part or 0,
     )  # fmt: skip
 
 # %% ../../nbs/memory/21_working_sets.ipynb #ff79bbfc
