@@ -86,7 +86,7 @@ class Hippocampus:
         return id
 
     def add_many(self, person: str, told: Sequence[Told]) -> list[str | None]:
-        """Keep many things, `BATCH` in a transaction: ids of those that are new, None where one was there or was deleted."""
+        """Keep many things, `BATCH` in a transaction: the id of each that is new, None if it was there or deleted."""
         ids: list[str | None] = []
         name = self.name(person)
         for batch in chunks(told, BATCH):

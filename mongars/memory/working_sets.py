@@ -120,7 +120,7 @@ class Copy:
             self.bounds[row.id] = (row.valid_from, row.valid_until, row.expires_at)
 
     def not_holding(self, moment: datetime, now: datetime, past: bool = False) -> set[str]:
-        """The memories that did not hold at a moment, or have expired by now; with `past`, what had ended by then counts."""
+        """The memories that did not hold at a moment, or have expired; with `past`, what had ended by then counts."""
         return {
             id
             for id, (first, end, expiry) in self.bounds.items()
