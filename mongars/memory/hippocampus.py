@@ -185,8 +185,8 @@ class Hippocampus:
             return Recall()
         vector = self.encoding.question(person, question) if vector is None else vector
         least = self.least if least is None else least
+        asker, period = self.name(person), self.encoding.period(question, now)
         with self.store.reading() as session, self.sets.of(person, session) as copy:
-            asker, period = self.name(person), self.encoding.period(question, now)
             past = period.past and not (as_of or period.as_of)
             hidden = copy.not_holding(as_of or period.as_of or now, now, past)
             days = [(period.days.first, period.days.last)] if period.days else []
