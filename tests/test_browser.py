@@ -20,6 +20,7 @@ import pytest
 
 from mongars.base.store import Store
 from mongars.memory.conversations import Conversations, Outcome
+from mongars.memory.records import ASSISTANT, Encoded, Told
 from mongars.serving.accounts import Accounts
 
 pytestmark = pytest.mark.timeout(90)
@@ -156,9 +157,14 @@ def answered(page) -> None:
 
 def plant(server: Server, person, question: str, answer: str) -> None:
     """A conversation in the database, as if it had been had."""
-    talk, now, vector = Conversations(server.store), datetime.now(UTC), np.ones(32, np.float32)
-    turn = talk.open(person.id, question, now, vector, "elsewhere")
-    talk.finish(person.id, turn.id, Outcome(answer, "stop", "tiny", None, 1, 1), now, vector, "elsewhere")
+    talk, now, vector = Conversations(server.store), datetime.now(UTC), np.ones((1, 32), np.float32)
+
+    def encoded(text: str, role: str, speaker: str) -> Encoded:
+        return Encoded(Told(text, now, role), speaker, ((0, len(text)),), vector, "elsewhere")
+
+    turn = talk.open(person.id, encoded(question, "user", person.username))
+    outcome = Outcome(answer, "stop", "tiny", None, 1, 1)
+    talk.finish(person.id, turn.id, outcome, now, encoded(answer, "assistant", ASSISTANT))
 
 
 # --- facts
