@@ -115,7 +115,7 @@ def recent(writer: Writer, chat: Sequence[tuple[str, str]] = ()) -> tuple[list[d
         s = writer.situation()
         known = writer.value(s.value)
         told = own(writer, plot, s, writer.tell_of(s), known, "conversation")
-        messages += exchange(told, noted(writer, s, known))
+        messages += exchange(told, noted(writer, known))
     if writer.chance(0.3):
         messages += small_talk(writer, chat)
     if writer.chance(0.3) and plot.questions and not writer.style:
@@ -149,14 +149,10 @@ def sourced(writer: Writer) -> tuple[list[str], list[Question]]:
     questions: list[Question] = []
     for number, (text, made) in enumerate(found, 1):
         entry, slots, mark = made["entry"], made["slots"], f"[{number}]"
-        for ask, answer, held in writer.rng.sample(entry["qa"], min(2, len(entry["qa"]))):
-            plain = writer.stated(answer, **slots).rstrip(".") + f" {mark}."
-            questions.append(
-                Question(
-                    "source", writer.asked(ask, **slots), plain,
-                    Expectation(((writer.fill(held, **slots),), (mark,)), language=writer.language),
-                )
-            )  # fmt: skip
+        for ask, _, held in writer.rng.sample(entry["qa"], min(2, len(entry["qa"]))):
+            stated = writer.fill(held, **slots)
+            expected = Expectation(((stated,), (mark,)), language=writer.language)
+            questions.append(Question("source", writer.asked(ask, **slots), f"{stated} {mark}.", expected))
         short = [writer.stated(form, **slots) for form in entry["summary"]]
         short = [form for form in short if summarises(form, text)]
         if short and writer.chance(0.5):
@@ -206,17 +202,14 @@ def day_told(writer: Writer, memory: Memory, about: str) -> Question:
     """On which day something was said: it stands before the words."""
     day = spoken(memory.said_at.date(), writer.language)
     ask = writer.asked(writer.pick(writer.chatter["when_ask"]), a=about)
-    answer = writer.fill(writer.chatter["when_answer"][0], d=day)
-    return Question("when", ask, answer, Expectation(((day,),)))
+    return Question("when", ask, f"{day}.", Expectation(((day,),)))
 
 
 def day_asked(writer: Writer) -> Question:
     """What day it is."""
     day = spoken(writer.today, writer.language)
-    answer = writer.fill(writer.chatter["date_answer"][0], d=day)
-    return Question(
-        "date", writer.asked(writer.pick(writer.chatter["date_ask"])), answer, Expectation(((day,),))
-    )
+    ask = writer.asked(writer.pick(writer.chatter["date_ask"]))
+    return Question("date", ask, f"{day}.", Expectation(((day,),)))
 
 # %% ../../nbs/growth/04_dialogues.ipynb #e96c8322
 def scene(
@@ -288,7 +281,7 @@ def beside(writer: Writer, memories, plot: Plot, chat, kind: str) -> list[Questi
         s = writer.situation()
         known = writer.value(s.value)
         told = writer.said(writer.tell_of(s), v=known)
-        questions.append(Question("noted", told, noted(writer, s, known), Expectation(((known,),))))
+        questions.append(Question("noted", told, noted(writer, known), Expectation(((known,),))))
     if chat and writer.chance(0.7 if empty else 0.22):
         for prompt, answer in writer.rng.sample(list(chat), min(len(chat), 2 if empty else 1)):
             questions.append(Question("chat", prompt, answer, Expectation()))

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FOLDER', 'LANGUAGES', 'WORDINGS', 'RELATIONS', 'PHRASES', 'VALUES', 'TWINS', 'ONSETS', 'VOWELS', 'ENDS',
-           'MAY_BE_INVENTED', 'MONTHS', 'WEEKDAYS', 'FEW', 'held_out', 'Situation', 'situations', 'texts', 'requests',
-           'share_of', 'invented', 'value', 'fill', 'sentence']
+           'MAY_BE_INVENTED', 'MONTHS', 'WEEKDAYS', 'FEW', 'held_out', 'Situation', 'composed', 'things', 'situations',
+           'texts', 'requests', 'share_of', 'invented', 'value', 'fill', 'sentence']
 
 # %% ../../nbs/growth/00_material.ipynb #1d4aebff
 import hashlib
 import re
 import string
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ def held_out(text: str, percent: int) -> bool:
 # %% ../../nbs/growth/00_material.ipynb #f4662658
 @dataclass(frozen=True)
 class Situation:
-    """One relation, and the ways to tell it, to ask for it and to answer."""
+    """One relation, and the ways to tell it and to ask for it."""
 
     id: str
     topic: str
@@ -39,12 +40,9 @@ class Situation:
     value: str | tuple[str, ...]  # a pool's name, or the values themselves
     tell: tuple[str, ...]
     ask: tuple[str, ...]
-    answer: tuple[str, ...]
     tell_other: tuple[str, ...]
     ask_other: tuple[str, ...]
-    answer_other: tuple[str, ...]
     update: tuple[str, ...]
-    answer_vous: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -52,13 +50,7 @@ class Situation:
         return self.id[0]
 
 
-WORDINGS = (
-    "tell",
-    "ask",
-    "tell_other",
-    "ask_other",
-    "update",
-)  # answers are what is learnt, not what is measured
+WORDINGS = ("tell", "ask", "tell_other", "ask_other", "update")
 RELATIONS, PHRASES, VALUES = 12, 12, 20  # percent held out
 
 
@@ -76,6 +68,50 @@ TWINS = {
     "c_birthday_cake",
     "d_double_cles",
 }  # held out, but another file's relation means the same
+
+
+def _with_de(name: str) -> str:
+    """« le chat » after « de »: « du chat »."""
+    for article, joined in (("le ", "du "), ("les ", "des ")):
+        if name.startswith(article):
+            return joined + name.removeprefix(article)
+    return f"de {name}"
+
+
+def composed(language: str) -> Iterator[tuple[str, Situation]]:
+    """A relation for every attribute of every thing in `things`, with the name of the thing: "code", "bike shed"."""
+    for attribute, entry in _read("things", language).items():
+        for thing in entry["things"]:
+            names = thing.split("|")
+
+            def named(key: str, entry=entry, names=names) -> tuple[str, ...]:
+                told = key in ("tell", "tell_other", "update")
+                every = [names[0] if told else names[n % len(names)] for n in range(len(entry[key]))]
+                pairs = zip(entry[key], every, strict=True)
+                return tuple(
+                    text.replace("{dn}", _with_de(name)).replace("{n}", name)
+                    for text, name in pairs
+                )  # fmt: skip
+
+            pool = entry["value"] if isinstance(entry["value"], str) else tuple(entry["value"])
+            wordings = {key: named(key) for key in WORDINGS}
+            about = f"the {names[0]}" if language == "en" else names[0]
+            slug = re.sub(r"\W+", "_", names[0])
+            yield thing, Situation(f"t_{attribute}_{slug}", f"things: {attribute}", about, pool, **wordings)
+
+
+@cache
+def things(language: str) -> tuple[Situation, ...]:
+    """Relations to learn by putting together what is asked of many things; none that touches a held-out relation.
+
+    The topic is the attribute, `about` is the thing.
+    """
+    words = {w[:5] for s in situations(language, True) for w in re.findall(r"[^\W\d_]{4,}", s.about.lower())}
+    return tuple(
+        s
+        for thing, s in composed(language)
+        if not words & {w[:5] for w in re.findall(r"[^\W\d_]{4,}", thing.lower())}
+    )
 
 
 @cache

@@ -65,8 +65,7 @@ def _far(writer: Writer, row: str) -> Item:
     tell, ask = writer.pick(pairs[s.id])
     known = writer.value(s.value)
     plot.told.append((writer.fill(tell, v=known), None))
-    answer = writer.stated(writer.answer(s), v=known)
-    return _around(writer, plot, writer.question("far", writer.fill(ask), answer, [known], known), row)
+    return _around(writer, plot, writer.question("far", writer.fill(ask), known), row)
 
 
 def _unknown(writer: Writer, row: str) -> Item:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOP', 'SAME_PERSON', 'ALIKE', 'SMALL_TALK', 'OTHER_WORDS', 'Question', 'Plot', 'rough', 'content_words', 'subjects',
-           'entangled', 'Writer']
+           'relations', 'entangled', 'Writer']
 
 # %% ../../nbs/growth/02_writer.ipynb #5d617f5f
 import re
@@ -15,7 +15,7 @@ from functools import cache
 from random import Random
 
 from .marks import FAMILIAR, Expectation, holds, obeys, plain
-from .material import Situation, fill, sentence, share_of, situations, texts, value
+from .material import Situation, fill, sentence, share_of, situations, texts, things, value
 
 # %% ../../nbs/growth/02_writer.ipynb #1dbe5baf
 @dataclass(frozen=True)
@@ -119,8 +119,14 @@ ALIKE = tuple(
 
 
 @cache
+def relations(language: str, testing: bool) -> tuple[Situation, ...]:
+    """What scenes are made of: for measuring only what was written by hand, for learning also what holds of things."""
+    return situations(language, testing) + (() if testing else things(language))
+
+
+@cache
 def _about(language: str, testing: bool) -> dict[str, frozenset[str]]:
-    return {s.id: subjects(s.about) | {f"topic {s.topic}"} for s in situations(language, testing)}
+    return {s.id: subjects(s.about) | {f"topic {s.topic}"} for s in relations(language, testing)}
 
 # %% ../../nbs/growth/02_writer.ipynb #f83d7a68
 _plain = cache(plain)
@@ -142,8 +148,8 @@ class Writer:
     def __init__(self, seed: int | str, language: str, testing: bool = False, style: str | None = None):
         self.rng, self.language, self.testing, self.style = Random(seed), language, testing, style
         self.chatter, self.asks = texts("chatter", language), texts("asks", language)
-        self.situations = situations(language, testing)
-        self.kin_names = {name for kin in self.chatter["kin"] for name in kin}
+        self.situations = relations(language, testing)
+        self.kin_names = set(self.chatter["kin"])
         self.used: list[str] = []  # relations, by their names
         self.values: list[str] = []
         self.people: set[str] = set()
@@ -195,22 +201,22 @@ class Writer:
             if not any(entangled(name, other) for other in (*self.people, *self.values)):
                 return name
 
-    def kin(self) -> tuple[str, str] | None:
-        """Kin, a colleague or a neighbour as who asks says it and as it is said back: "my sister", "your sister"."""
+    def kin(self) -> str | None:
+        """Kin, a colleague or a neighbour as who asks says it, "my sister"; `None` if that could be mistaken here."""
         kin = self.pick(self.chatter["kin"])
-        words = subjects(kin[0])
+        words = subjects(kin)
         if words & self.words or any(words & self.about[name] for name in self.used if name in self.about):
             return None
         self.words |= words
-        self.people.add(kin[0])
-        return kin[0], kin[2] if self.polite else kin[1]
+        self.people.add(kin)
+        return kin
 
-    def somebody(self) -> tuple[str, str]:
-        """Another person, as who asks says it and as it is said back: kin, or a name twice."""
-        if self.chance(0.3) and (pair := self.kin()):
-            return pair
+    def somebody(self) -> str:
+        """Another person as who asks says it: kin, or a name."""
+        if self.chance(0.3) and (kin := self.kin()):
+            return kin
         self.people.add(name := self.name())
-        return name, name
+        return name
 
     # -- relations
 
@@ -224,7 +230,7 @@ class Writer:
         about, taken = self.about, set(self.used)
         rivals = {
             source: self.words.union(*(about.get(name, ()) for name in self.used if name[0] != source))
-            for source in "abcde"
+            for source in "abcdet"
         }
         barred = set().union(*(group for group in ALIKE if group & taken))
         return [
@@ -324,10 +330,6 @@ class Writer:
 
     # -- what is answered
 
-    def answer(self, situation: Situation) -> str:
-        """The wording in which a relation of one's own is answered, always the same."""
-        return (situation.answer_vous if self.polite else situation.answer)[0]
-
     def phrase(self, name: str) -> str:
         """One of the first three phrases of a kind that are whole sentences and in the style, each by itself."""
         style = None if name == "close_long" else self.style
@@ -338,25 +340,28 @@ class Writer:
         ]  # fmt: skip
         return self.pick(whole[:3])
 
-    def styled(self, plain: str, brief: str) -> str:
-        """The answer in the scene's style; `plain` is one sentence, `brief` the bare value."""
+    def styled(self, found: str) -> str:
+        """The answer in the scene's style: it is what was found, not a sentence that could be learnt by heart."""
+        plain = found if found[-1] in ".!?" else f"{found}."
         match self.style:
-            case "formal" | "casual" | "warm":
+            case "formal":
+                return self.fill(self.chatter["answer_formal"][0], v=plain)
+            case "casual" | "warm":
                 return f"{self.phrase(f'open_{self.style}')} {plain}"
             case "terse":
-                return brief
+                return found
             case "long":
                 return f"{plain} {self.phrase('close_long')}"
         return plain
 
     def question(
-        self, skill: str, text: str, plain: str, held: Sequence[str], brief: str, none: Sequence[str] = ()
+        self, skill: str, text: str, found: str, held: Sequence[str] = (), none: Sequence[str] = ()
     ) -> Question:
-        """A question that can be answered, with `plain` as its answer before style; `held` must all be in it."""
+        """A question that can be answered by what is `found`; `held` must all be in an answer, by default just that."""
         expected = Expectation(
-            tuple((v,) for v in held), tuple(none), style=self.style, language=self.language
+            tuple((v,) for v in held or (found,)), tuple(none), style=self.style, language=self.language
         )
-        return Question(skill, text, self.styled(plain, brief), expected)
+        return Question(skill, text, self.styled(found), expected)
 
     def unknown(self, text: str, skill: str = "unknown") -> Question:
         """A question that nothing shown here answers; the words of not knowing are two, so that they come surely."""
