@@ -149,7 +149,7 @@ def sourced(writer: Writer) -> tuple[list[str], list[Question]]:
     questions: list[Question] = []
     for number, (text, made) in enumerate(found, 1):
         entry, slots, mark = made["entry"], made["slots"], f"[{number}]"
-        for ask, _, held in writer.rng.sample(entry["qa"], min(2, len(entry["qa"]))):
+        for ask, held in writer.rng.sample(entry["qa"], min(2, len(entry["qa"]))):
             stated = writer.fill(held, **slots)
             expected = Expectation(((stated,), (mark,)), language=writer.language)
             questions.append(Question("source", writer.asked(ask, **slots), f"{stated} {mark}.", expected))

@@ -124,7 +124,7 @@ def _sourced(writer: Writer, row: str) -> Item:
         asked = writer.asked(writer.pick(writer.asks["summary"]), n=str(number))
         expected = Expectation(((mark,),), summary_of=text, language=writer.language)
     else:
-        ask, _, held = writer.pick(made["entry"]["qa"])
+        ask, held = writer.pick(made["entry"]["qa"])
         asked = writer.asked(ask, **made["slots"])
         expected = Expectation(((writer.fill(held, **made["slots"]),), (mark,)), language=writer.language)
     draft = Draft(asked, (), shown, (), (), writer.person, writer.today)
