@@ -158,6 +158,9 @@ class TransformersEngine:
     def _templated(self, messages: Sequence[Message]) -> str:
         return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
+    def close(self) -> None:
+        """Nothing to let go of: the weights go with the object."""
+
     def count(self, messages: Sequence[Message]) -> int:
         """How many tokens the messages are."""
         return len(self.encode(messages))

@@ -19,16 +19,16 @@ from ..base.errors import Busy
 from ..base.telemetry import ANSWERS, FIRST_TOKEN_SECONDS, TOKENS
 from .generation import Finish, Sampling, TransformersEngine
 from .prompt import Message
+from .remote import RemoteEngine
 
 # %% ../../nbs/neurons/05_language_model.ipynb #b701a583
 class LanguageModel:
     """One loaded model that streams answers to many."""
 
-    def __init__(self, engine: TransformersEngine, at_once: int = 1, waiting: int = 8):
+    def __init__(self, engine: TransformersEngine | RemoteEngine, at_once: int = 1, waiting: int = 8):
         self.engine = engine
         self.name: str = engine.name
         self.adapter: str | None = engine.adapter.name if engine.adapter else None
-        self.context_window: int = engine.context_window
         self.at_once, self.waiting = at_once, waiting
         self._workers = ThreadPoolExecutor(at_once, thread_name_prefix="answer")
         self._taken = 0
@@ -46,8 +46,16 @@ class LanguageModel:
         """The model of a folder, with an adapter merged if one is given; `BadInput` when either cannot be read."""
         return cls(TransformersEngine(folder, name, adapter), at_once, waiting)
 
+    @property
+    def context_window(self) -> int:
+        """How many tokens prompt and answer may have together. A server is asked for it once: blocks."""
+        return self.engine.context_window
+
     def count(self, messages: Sequence[Message]) -> int:
-        """How many tokens the messages are with the model's template around them. Blocks for milliseconds."""
+        """How many tokens the messages are with the model's template around them, about so for a server's model.
+
+        Blocks for milliseconds.
+        """
         return self.engine.count(messages)
 
     @asynccontextmanager
@@ -76,6 +84,7 @@ class LanguageModel:
     def close(self) -> None:
         """Let running answers end and take no more."""
         self._workers.shutdown(wait=True, cancel_futures=True)
+        self.engine.close()
 
 # %% ../../nbs/neurons/05_language_model.ipynb #3a973d55
 class Place:

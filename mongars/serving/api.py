@@ -122,9 +122,10 @@ IdempotencyKey = Annotated[
 
 def sampling_of(settings: Settings, **changes) -> Sampling:
     """The house's way to sample, with what a request asks for instead."""
+    usual = 1.0 if settings.model_is_remote else 1.1  # a small model turns in circles without
     chosen = {
         "max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, "top_p": settings.top_p,
-        "repetition_penalty": settings.repetition_penalty,
+        "repetition_penalty": settings.repetition_penalty or usual,
     }  # fmt: skip
     return Sampling(**chosen | {name: value for name, value in changes.items() if value is not None})
 

@@ -21,7 +21,7 @@ from ..base.store import Store
 from ..neurons import adapters, model_store, quantised
 from ..neurons.model_folder import MANIFEST, check, fingerprint, verify
 from .launch import address
-from .wiring import check_port, chosen_adapter
+from .wiring import check_port, chosen_adapter, remote
 
 # %% ../../nbs/serving/13_doctor.ipynb #a9967c9a
 def model_rows(settings: Settings) -> list[dict]:
@@ -30,7 +30,8 @@ def model_rows(settings: Settings) -> list[dict]:
     for name in dict.fromkeys([settings.model, settings.embedder, *model_store.SOURCES]):
         source = model_store.SOURCES.get(name)
         try:
-            place = str(model_store.locate(name, settings.models))
+            server = name == settings.model and settings.model_is_remote
+            place = "a model server" if server else str(model_store.locate(name, settings.models))
         except MongarsError:
             place = "not on this machine"
         used = {settings.model: "chat", settings.embedder: "encoder"}.get(name, "")
@@ -109,7 +110,12 @@ def checks(settings: Settings) -> list[tuple[str, bool, str]]:
 
     look("home", home)
     look("database", database)
-    look("chat model", lambda: model(settings.model))
+
+    def server() -> str:
+        with contextlib.closing(remote(settings)) as engine:
+            return engine.check()
+
+    look("chat model", server if settings.model_is_remote else lambda: model(settings.model))
     look("adapter", lambda: chosen_adapter(settings))
     look("encoder", lambda: f"{model(settings.embedder)}, {encoder_runtime(settings)}")
 
