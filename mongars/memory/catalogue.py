@@ -6,7 +6,7 @@
 __all__ = ['STATES', 'EPOCH', 'Page', 'cursor_at', 'place_at', 'holding', 'Catalogue']
 
 # %% ../../nbs/memory/24_catalogue.ipynb #93f643a8
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,17 @@ from sqlmodel import Session, and_, col, or_, select, tuple_
 from ..base.errors import BadInput, Conflict
 from ..base.store import Store
 from ..base.tables import Provenance, Remembered
-from .records import Encoded, Memory, close, locked, memory_of, owned, remember
+from mongars.memory.records import (
+    Encoded,
+    Memory,
+    close,
+    group_of,
+    locked,
+    memory_of,
+    owned,
+    remember,
+    with_repeats,
+)
 
 # %% ../../nbs/memory/24_catalogue.ipynb #a2116baf
 STATES = ("now", "past", "all")
@@ -68,7 +78,10 @@ class Catalogue:
         text: str = "", roles: Collection[str] = ("user",), conversation: str | None = None, pinned: bool | None = None,
         state: str = "now",
     ) -> Page:  # fmt: skip
-        """Up to `limit` memories, newest first; `text` is part of theirs, in small or capital letters."""
+        """Up to `limit` memories, newest first; `text` is part of theirs, in small or capital letters.
+
+        What was said several times is one, but in a `conversation` each is shown as it was said there.
+        """
         if not 1 <= limit <= 200:
             raise BadInput(f"limit must be between 1 and 200, not {limit}")
         if state not in STATES:
@@ -84,6 +97,8 @@ class Catalogue:
             wanted = wanted.where(col(Remembered.text).icontains(text.lower(), autoescape=True))
         if conversation is not None:
             wanted = wanted.where(Remembered.conversation == conversation)
+        else:
+            wanted = wanted.where(col(Remembered.repeats).is_(None))
         if pinned is not None:
             wanted = wanted.where(Remembered.pinned == pinned)
         if state != "all":
@@ -93,25 +108,26 @@ class Catalogue:
         newest = col(Remembered.said_at).desc(), col(Remembered.id).desc()
         with self.store.reading() as session:
             found = session.exec(wanted.order_by(*newest).limit(limit + 1)).all()
-        page = found[:limit]
+            page = found[:limit]
+            items = with_repeats(session, [memory_of(row) for row in page])
         more = cursor_at(page[-1].said_at, page[-1].id) if len(found) > limit else None
-        return Page(tuple(memory_of(row) for row in page), more)
+        return Page(items, more)
 
     def get(self, person: str, id: str) -> Memory:
         """A memory; `NotFound` if it is not this person's."""
         with self.store.reading() as session:
-            return memory_of(owned(session, person, id))
+            return with_repeats(session, [memory_of(owned(session, person, id))])[0]
 
     def sources(self, person: str, id: str) -> tuple[Memory, ...]:
         """The memories that one was made from, oldest first."""
         with self.store.reading() as session:
             owned(session, person, id)
-            made = (
-                select(Remembered)
-                .join(Provenance, col(Provenance.source_id) == Remembered.id)
-                .where(Provenance.memory_id == id)
-                .order_by(col(Remembered.said_at), col(Remembered.id))
+            copies = select(Remembered.id).where(Remembered.repeats == id)
+            links = select(Provenance.source_id).where(
+                or_(Provenance.memory_id == id, col(Provenance.memory_id).in_(copies))
             )
+            made = select(Remembered).where(col(Remembered.id).in_(links))
+            made = made.order_by(col(Remembered.said_at), col(Remembered.id))
             return tuple(memory_of(row) for row in session.exec(made))
 
     def history(self, person: str, id: str) -> tuple[Memory, ...]:
@@ -125,9 +141,9 @@ class Catalogue:
                 todo += [
                     other for other in session.exec(select(Remembered).where(near)) if other.id not in family
                 ]
-        return tuple(
-            memory_of(row) for row in sorted(family.values(), key=lambda r: (r.valid_from, r.said_at, r.id))
-        )
+            rows = [row for row in family.values() if row.repeats not in family or row.id == id]
+            rows.sort(key=lambda row: (row.valid_from, row.said_at, row.id))
+            return with_repeats(session, [memory_of(row) for row in rows])
 
     def correct(self, person: str, id: str, encoded: Encoded) -> Memory:
         """Put a memory into another's place from `valid_from` on; `Conflict` if it has been replaced before."""
@@ -148,21 +164,23 @@ class Catalogue:
             return memory_of(row)
 
     def change(self, person: str, id: str, **values: Any) -> Memory:
-        """Set `pinned`, `importance` or `expires_at` of a memory."""
+        """Set `pinned`, `importance` or `expires_at` of a memory, and of what says the same."""
         if odd := set(values) - {"pinned", "importance", "expires_at"}:
             raise ValueError(f"{sorted(odd)} cannot be set")
         with self.store.writing() as session:
             counter = locked(session, person)
             row = owned(session, person, id)
-            self._set(session, counter, row, values)
-            return memory_of(row)
+            self._set(session, counter, group_of(session, row), values)
+            return with_repeats(session, [memory_of(row)])[0]
 
     @staticmethod
-    def _set(session: Session, counter, row: Remembered, values: dict[str, Any]) -> None:
-        if all(getattr(row, name) == value for name, value in values.items()):
+    def _set(session: Session, counter, rows: Sequence[Remembered], values: dict[str, Any]) -> None:
+        rows = [row for row in rows if any(getattr(row, name) != value for name, value in values.items())]
+        if not rows:
             return
         counter.generation += 1
-        for name, value in values.items():
-            setattr(row, name, value)
-        row.generation = counter.generation
-        session.add_all([counter, row])
+        for row in rows:
+            for name, value in values.items():
+                setattr(row, name, value)
+            row.generation = counter.generation
+        session.add_all([counter, *rows])

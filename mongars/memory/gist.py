@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from .statements import ME, SMALL, content
+from .statements import ME, MONTH, SMALL, WEEKDAY, content, values_in
 
 # %% ../../nbs/memory/16_gist.ipynb #f7b05d51
 SHORT = {
@@ -63,7 +63,7 @@ PASSING = frozenset(
     "went was were had did got made said came saw took told found gave left felt bought brought thought met ran ate "
     "drank slept lost won broke fell drove flew wrote sold sent spent paid built caught taught wore sang began heard "
     "held became knew grew threw stood forgot chose woke".split()
-)
+) | frozenset([*WEEKDAY, *MONTH])  # of days that nobody resolved
 HAPPENS = re.compile(r"[a-z]{3,}ed|[a-z]{3,}ing")
 HAPPENED = re.compile(
     r"\b(?:ai|as|a|avons|avez|ont|suis|es|est|sommes|êtes|sont|j'ai|n'ai|l'ai|m'a)\s(?:\w+\s)?"
@@ -74,8 +74,8 @@ HAPPENED = re.compile(
 def leaves_open(words: Sequence[str], language: str = "") -> str:
     """What must be known besides the words: `moment`, `day`, or nothing."""
     said, text = set(words), " ".join(words)
-    values = {word for word in words if word[0].isdigit() or word[0] == "<"}
-    about = content(text) | values
+    values = values_in(text)  # numbers, days, colours
+    about = [*content(text), *values]
     pointing = said & POINTING or POINTS.search(text)
     own = said & ME or values or re.match(r"(?:j'|m')", text)
     if "?" in said or pointing or len(about) < 2 or not (own or len(about) > 2):
@@ -91,7 +91,7 @@ def gist(
 ) -> tuple[str, ...] | None:
     """What a text says, so that equal gists say the same; None for a text without a word.
 
-    `spans` are the days that it names. A gist that is sure of itself has no time; another begins with the moment or day.
+    `spans` are the days that it names. It begins with a moment or a day where the words leave something open.
     """
     words = words_said(text, spans)
     if not words:
