@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORGOTTEN', 'BURY', 'BURY_ALL', 'Forgotten', 'Doomed', 'found', 'doomed', 'orphans', 'remove', 'retitle',
-           'Forgetting']
+           'retitle_imported', 'Forgetting']
 
 # %% ../../nbs/memory/22_forgetting.ipynb #9ff6d202
 from collections.abc import Collection, Iterable
@@ -25,6 +25,7 @@ from mongars.base.tables import (
     Remembered,
     Utterance,
 )
+from .catalogue import IMPORTED, imported_name
 from .records import chunks, locked, owned, title_of
 from .repeats import hand_over, heirs, with_copies
 
@@ -137,12 +138,18 @@ def remove(session: Session, counter: MemoryCounter, all_of_it: Doomed) -> None:
             .where(col(Exchange.id).in_(some))
             .values(finish_reason=FORGOTTEN, idempotency_key=None, request_digest=None)
         )
+    files = select(Remembered.conversation).where(col(Remembered.exchange_id).is_(None)).distinct()
+    imported = set(found(session, files, Remembered.id, all_of_it.memories)) - {None}
     for some in chunks(sorted(all_of_it.memories)):
         session.execute(delete(Remembered).where(col(Remembered.id).in_(some)))
     for some in chunks(sorted(all_of_it.exchanges)):
         session.execute(delete(Exchange).where(col(Exchange.id).in_(some)))
     for talk in talks:
         retitle(session, session.get_one(Conversation, talk), all_of_it.words)
+    for some in chunks([IMPORTED + name for name in sorted(imported)]):
+        named = Conversation.person_id == counter.person_id, col(Conversation.client_name).in_(some)
+        for conversation in session.exec(select(Conversation).where(*named)).all():
+            retitle_imported(session, conversation, all_of_it.words)
 
 
 def retitle(session: Session, conversation: Conversation, gone: Collection[str]) -> None:
@@ -158,6 +165,20 @@ def retitle(session: Session, conversation: Conversation, gone: Collection[str])
     ).first()
     conversation.title = title_of(first) if first else ""
     session.add(conversation)
+
+
+def retitle_imported(session: Session, conversation: Conversation, gone: set[str]) -> None:
+    """As `retitle`; without a memory that is left, an imported conversation's title goes too."""
+    rest = select(Remembered.text).where(
+        Remembered.person_id == conversation.person_id, Remembered.conversation == imported_name(conversation)
+    )
+    first = session.exec(rest.order_by(col(Remembered.said_at), col(Remembered.id)).limit(1)).first()
+    if first is None:
+        gone.add(conversation.title)
+        session.delete(conversation)
+    elif conversation.title in {title_of(word) for word in gone}:
+        conversation.title = title_of(first)
+        session.add(conversation)
 
 # %% ../../nbs/memory/22_forgetting.ipynb #d443944a
 class Forgetting:
