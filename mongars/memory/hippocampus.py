@@ -64,7 +64,7 @@ class Hippocampus:
     def __init__(
         self, store: Store, embedder: Embedder, cache_mb: int = 256, reading: Reading | None = None,
         least: float = RELEVANT,
-        former: Callable[[str], Embedder | None] = lambda fingerprint: None,  # an encoder from before, if it is at hand
+        former: Callable[[str], Embedder | None] = lambda fingerprint: None,  # opens one from before, if it can
     ):  # fmt: skip
         self.store, self.embedder, self.least = store, embedder, least
         self.encoding = Encoding(store, embedder, reading or Reading(), former)

@@ -132,13 +132,13 @@ def heirs(session: Session, going: Collection[str]) -> dict[str, str]:
 
 TAKE_OVER = [
     sql(
-        "INSERT INTO provenance (memory_id, source_id) SELECT memory_id, :heir FROM provenance "
-        "WHERE source_id = :gone AND memory_id <> :heir ON CONFLICT DO NOTHING"
+        "INSERT INTO provenance (memory_id, source_id) SELECT memory_id, CAST(:heir AS VARCHAR(32)) FROM provenance "
+        "WHERE source_id = :gone AND memory_id <> CAST(:heir AS VARCHAR(32)) ON CONFLICT DO NOTHING"
     ),
     sql(
         "INSERT INTO recollection (exchange_id, memory_id, rank, score, reasons) "
-        "SELECT exchange_id, :heir, rank, score, reasons FROM recollection WHERE memory_id = :gone "
-        "ON CONFLICT DO NOTHING"
+        "SELECT exchange_id, CAST(:heir AS VARCHAR(32)), rank, score, reasons FROM recollection "
+        "WHERE memory_id = :gone ON CONFLICT DO NOTHING"
     ),
     sql("UPDATE memory SET superseded_by = :heir WHERE superseded_by = :gone"),
 ]
