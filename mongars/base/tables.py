@@ -163,6 +163,10 @@ class MemoryCounter(SQLModel, table=True):
     person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", primary_key=True, max_length=32)
     generation: int = 0
     key: str = Field(max_length=64)  # hex; of the identities of this person's memories
+    fingerprint: str | None = Field(
+        default=None, max_length=128
+    )  # of the encoder whose vectors recall compares
+    consolidated: int = 0  # the generation at which nothing was left to consolidate
 
 
 class Remembered(SQLModel, table=True):
@@ -177,6 +181,7 @@ class Remembered(SQLModel, table=True):
         Index("ix_memory_person_generation", "person_id", "generation"),
         Index("ix_memory_person_said", "person_id", "said_at", "id"),
         Index("ix_memory_person_conversation", "person_id", "conversation"),
+        Index("ix_memory_person_gist", "person_id", "gist"),
     )
 
     id: str = Field(default_factory=new_id, primary_key=True, max_length=32)
@@ -198,6 +203,12 @@ class Remembered(SQLModel, table=True):
     revises: str | None = Field(  # the version before, if the person corrected it by hand
         default=None, foreign_key="memory.id", ondelete="SET NULL", index=True, max_length=32
     )
+    repeats: str | None = Field(  # the memory that said the same first, and speaks for both
+        default=None, foreign_key="memory.id", ondelete="SET NULL", index=True, max_length=32
+    )
+    gist: str | None = Field(
+        default=None, max_length=64
+    )  # keyed hash of what is said; empty: like nothing else
     importance: float | None = None
     pinned: bool = False  # never removed by itself
     expires_at: datetime | None = moment(default=None, nullable=True, index=True)

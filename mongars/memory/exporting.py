@@ -53,6 +53,7 @@ class ExportedMemory:
     importance: float | None = None
     expires_at: datetime | None = None
     pinned: bool = False
+    repeats: str | None = None  # id of the memory that said the same first
 
 # %% ../../nbs/memory/28_exporting.ipynb #006973a9
 def row_of(exported: ExportedConversation | ExportedMemory) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORGOTTEN', 'BURY', 'BURY_ALL', 'Forgotten', 'Doomed', 'found', 'doomed', 'orphans', 'remove', 'retitle',
-           'Forgetting']
+           'retitle_imported', 'Forgetting']
 
 # %% ../../nbs/memory/22_forgetting.ipynb #9ff6d202
 from collections.abc import Collection, Iterable
@@ -25,7 +25,9 @@ from mongars.base.tables import (
     Remembered,
     Utterance,
 )
+from .catalogue import IMPORTED, imported_name
 from .records import chunks, locked, owned, title_of
+from .repeats import hand_over, heirs, with_copies
 
 # %% ../../nbs/memory/22_forgetting.ipynb #44ace0c1
 FORGOTTEN = "forgotten"  # how an answer ended whose memory was deleted
@@ -73,13 +75,18 @@ def doomed(session: Session, person: str, ids: Collection[str], exchanges: Colle
         all_of_it.words |= {row.text for row in rows}
         withdrawn = {row.exchange_id for row in rows if row.role == "assistant"} & all_of_it.answers
         fresh = {row.exchange_id for row in rows if row.exchange_id} - withdrawn - all_of_it.exchanges
-        todo = {row.revises for row in rows if row.revises} - set(all_of_it.memories)
-        todo |= set(found(session, select(Remembered.id), Remembered.revises, new)) - set(all_of_it.memories)
-        todo |= orphans(session, all_of_it.memories)
-        given = set(found(session, select(Recollection.exchange_id), Recollection.memory_id, new))
+        todo = {row.revises for row in rows if row.revises}
+        todo |= set(found(session, select(Remembered.id), Remembered.revises, new))
+        todo = with_copies(session, todo)
+        lost = (
+            set(all_of_it.memories) - heirs(session, all_of_it.memories).keys()
+        )  # that nobody says any more
+        todo |= orphans(session, lost)
+        given = set(found(session, select(Recollection.exchange_id), Recollection.memory_id, lost))
         all_of_it.answers |= given - all_of_it.exchanges - fresh
         answer = select(Remembered.id).where(Remembered.role == "assistant")
-        todo |= set(found(session, answer, Remembered.exchange_id, given)) - set(all_of_it.memories)
+        todo |= set(found(session, answer, Remembered.exchange_id, given))
+        todo -= set(all_of_it.memories)
     all_of_it.answers -= all_of_it.exchanges
     said = select(Utterance.text)
     all_of_it.words |= set(found(session, said, Utterance.exchange_id, all_of_it.exchanges))
@@ -110,6 +117,8 @@ def remove(session: Session, counter: MemoryCounter, all_of_it: Doomed) -> None:
     counter.generation += 1
     session.add(counter)
     session.flush()
+    hand_over(session, counter, all_of_it.memories)
+    session.flush()
     graves = [
         {"person": counter.person_id, "identity": name, "memory": id, "generation": counter.generation}
         for id, name in all_of_it.memories.items()
@@ -117,6 +126,10 @@ def remove(session: Session, counter: MemoryCounter, all_of_it: Doomed) -> None:
     if graves:
         session.execute(BURY, graves)
     talks = set(found(session, select(Exchange.conversation_id), Exchange.id, all_of_it.exchanges))
+    changed = talks | set(found(session, select(Exchange.conversation_id), Exchange.id, all_of_it.answers))
+    for some in chunks(sorted(changed)):  # the hash of what was said would tell it to who guesses it
+        hashed = col(Conversation.id).in_(some), col(Conversation.client_name).like("hash:%")
+        session.execute(update(Conversation).where(*hashed).values(client_name=None))
     for some in chunks(sorted(all_of_it.answers)):
         answers = col(Utterance.exchange_id).in_(some), Utterance.role == "assistant"
         session.execute(delete(Utterance).where(*answers))
@@ -125,12 +138,18 @@ def remove(session: Session, counter: MemoryCounter, all_of_it: Doomed) -> None:
             .where(col(Exchange.id).in_(some))
             .values(finish_reason=FORGOTTEN, idempotency_key=None, request_digest=None)
         )
+    files = select(Remembered.conversation).where(col(Remembered.exchange_id).is_(None)).distinct()
+    imported = set(found(session, files, Remembered.id, all_of_it.memories)) - {None}
     for some in chunks(sorted(all_of_it.memories)):
         session.execute(delete(Remembered).where(col(Remembered.id).in_(some)))
     for some in chunks(sorted(all_of_it.exchanges)):
         session.execute(delete(Exchange).where(col(Exchange.id).in_(some)))
     for talk in talks:
         retitle(session, session.get_one(Conversation, talk), all_of_it.words)
+    for some in chunks([IMPORTED + name for name in sorted(imported)]):
+        named = Conversation.person_id == counter.person_id, col(Conversation.client_name).in_(some)
+        for conversation in session.exec(select(Conversation).where(*named)).all():
+            retitle_imported(session, conversation, all_of_it.words)
 
 
 def retitle(session: Session, conversation: Conversation, gone: Collection[str]) -> None:
@@ -147,6 +166,20 @@ def retitle(session: Session, conversation: Conversation, gone: Collection[str])
     conversation.title = title_of(first) if first else ""
     session.add(conversation)
 
+
+def retitle_imported(session: Session, conversation: Conversation, gone: set[str]) -> None:
+    """As `retitle`; without a memory that is left, an imported conversation's title goes too."""
+    rest = select(Remembered.text).where(
+        Remembered.person_id == conversation.person_id, Remembered.conversation == imported_name(conversation)
+    )
+    first = session.exec(rest.order_by(col(Remembered.said_at), col(Remembered.id)).limit(1)).first()
+    if first is None:
+        gone.add(conversation.title)
+        session.delete(conversation)
+    elif conversation.title in {title_of(word) for word in gone}:
+        conversation.title = title_of(first)
+        session.add(conversation)
+
 # %% ../../nbs/memory/22_forgetting.ipynb #d443944a
 class Forgetting:
     """Removes from the memories of all persons in a store; every call is about one, save for what has expired."""
@@ -155,11 +188,14 @@ class Forgetting:
         self.store = store
 
     def one(self, person: str, id: str) -> Forgotten:
-        """Remove a memory; `NotFound` if it is not this person's."""
+        """Remove a memory, each time it was said; `NotFound` if it is not this person's.
+
+        By the id of one that another speaks for (`Memory.repeats`), only that one.
+        """
         with self.store.writing() as session:
             counter = locked(session, person)
             owned(session, person, id)
-            all_of_it = doomed(session, person, {id})
+            all_of_it = doomed(session, person, with_copies(session, {id}))
             remove(session, counter, all_of_it)
         return self._wiped(all_of_it)
 
@@ -187,6 +223,7 @@ class Forgetting:
         with self.store.writing() as session:
             counter = locked(session, person)
             counter.generation += 1
+            counter.fingerprint = None
             session.add(counter)
             session.flush()
             session.execute(BURY_ALL, {"person": person, "generation": counter.generation})
@@ -197,12 +234,13 @@ class Forgetting:
             session.execute(delete(Conversation).where(col(Conversation.person_id) == person))
         return Forgotten(memories, exchanges, wiped=self.store.wipe())
 
-    def expired(self, now: datetime, most: int = 500) -> Forgotten:
-        """Remove up to `most` memories whose time is over, of all persons, except pinned ones."""
-        over = (
+    def expired(self, now: datetime, most: int = 500, person: str | None = None) -> Forgotten:
+        """Remove up to `most` memories whose time is over, of all persons or one, except pinned ones."""
+        over = [
             col(Remembered.expires_at) <= now,
             or_(~col(Remembered.pinned), col(Remembered.pinned).is_(None)),
-        )
+        ]
+        over += [] if person is None else [col(Remembered.person_id) == person]
         with self.store.reading() as session:
             rows = session.exec(select(Remembered.person_id, Remembered.id).where(*over).limit(most)).all()
         gone: dict[str, set[str]] = {}

@@ -6,18 +6,18 @@
 __all__ = ['RELEVANT', 'COVERED', 'BATCH', 'CANDIDATES', 'Recall', 'Hippocampus', 'as_entry']
 
 # %% ../../nbs/memory/00_hippocampus.ipynb #716ccf01
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
-from sqlalchemy import delete, insert
-from sqlmodel import Session, col, exists, func, select
+from sqlmodel import Session, col, func, select
 
 from ..base.errors import NotFound
 from ..base.store import Store
 from ..base.tables import Embedding, Person, Remembered
 from .catalogue import Catalogue
+from .consolidation import Consolidated, Consolidation
 from .encoding import Encoding, Reading
 from .forgetting import Forgetting
 from .ranking import Entry, Ranking
@@ -36,8 +36,11 @@ from mongars.memory.records import (  # noqa: F401  (others look for some of the
     memory_of,
     remember,
     vector_rows,
+    with_repeats,
 )
-from .working_sets import WorkingSets, days_of
+from .reencoding import encode_some, swap, sweep, unread
+from .repeats import groups
+from .working_sets import Copy, WorkingSets, days_of
 from ..neurons.embedder import Embedder
 
 # %% ../../nbs/memory/00_hippocampus.ipynb #fba789f6
@@ -61,11 +64,19 @@ class Hippocampus:
     def __init__(
         self, store: Store, embedder: Embedder, cache_mb: int = 256, reading: Reading | None = None,
         least: float = RELEVANT,
+        former: Callable[[str], Embedder | None] = lambda fingerprint: None,  # opens one from before, if it can
     ):  # fmt: skip
         self.store, self.embedder, self.least = store, embedder, least
-        self.encoding = Encoding(store, embedder, reading or Reading())
-        self.sets = WorkingSets(store, embedder.fingerprint, embedder.dimension, cache_mb << 20)
+        self.encoding = Encoding(store, embedder, reading or Reading(), former)
+        self.sets = WorkingSets(
+            store,
+            embedder.fingerprint,
+            embedder.dimension,
+            cache_mb << 20,
+            encoder_of=self.encoding.comparing,
+        )
         self.catalogue, self.forgetting = Catalogue(store), Forgetting(store)
+        self.consolidation = Consolidation(store, self.encoding, self.forgetting)
 
     def name(self, person: str) -> str:
         """The name by which a person's own words are remembered."""
@@ -102,6 +113,10 @@ class Hippocampus:
                 ids.append(id if fresh else None)
         return ids
 
+    def entitle(self, person: str, titles: Mapping[str, tuple[str, datetime]]) -> int:
+        """Name imported conversations (title, beginning) of which something is remembered; how many are new."""
+        return self.catalogue.entitle(person, titles)
+
     def deleted(self, person: str, told: Sequence[Told]) -> list[bool]:
         """Which of these the person deleted, so that an import leaves them out."""
         name = self.name(person)
@@ -124,7 +139,8 @@ class Hippocampus:
         new = Entry("", told.text, one.speaker, told.said_at, told.conversation)
         with self.store.reading() as session, self.sets.of(person, session) as copy:
             gone = copy.not_holding(told.said_at, told.said_at)
-            found = copy.entries.rank(told.text, one.vectors[0], CANDIDATES, told.said_at, without=gone).items
+            vector = self._comparable(copy, one.vectors[0], one.fingerprint)
+            found = copy.entries.rank(told.text, vector, CANDIDATES, told.said_at, without=gone).items
             near = select(Remembered, Embedding.vector).join(
                 Embedding, col(Embedding.memory_id) == Remembered.id
             )
@@ -173,35 +189,49 @@ class Hippocampus:
         now: datetime,
         as_of: datetime | None = None,
         vector: np.ndarray | None = None,  # of the question, if it is known already
+        fingerprint: str | None = None,  # of the encoder that made it; by default the one in use
         without: Collection[str] = (),  # exchanges that are in sight anyway
         least: float | None = None,  # likeness; by default what is worth showing
     ) -> Recall:
         """The `k` things this person said that hold now, or held at `as_of`, and matter most for the question.
 
         A question that names a time is about that time: "before May" finds what held then, "on 12 May" what was said
-        on that day or names it.
+        on that day or names it. What was said several times is one item, which names each time (`Memory.also`).
         """
         if k < 1:
             return Recall()
-        vector = self.encoding.question(person, question) if vector is None else vector
+        if vector is None:
+            encoder = self.encoding.encoder_for(person)
+            vector, fingerprint = self.encoding.question(person, question, encoder), encoder.fingerprint
         least = self.least if least is None else least
         asker, period = self.name(person), self.encoding.period(question, now)
         with self.store.reading() as session, self.sets.of(person, session) as copy:
+            if copy.fingerprint not in ("", fingerprint or self.embedder.fingerprint):  # swapped, or not ours
+                encoder = self.encoding.encoder(copy.fingerprint)
+                vector, fingerprint = self.encoding.question(person, question, encoder), copy.fingerprint
+            vector = self._comparable(copy, vector, fingerprint or self.embedder.fingerprint)
             past = period.past and not (as_of or period.as_of)
             hidden = copy.not_holding(as_of or period.as_of or now, now, past)
+            besides = copy.told_later(as_of) if as_of else ()
             days = [(period.days.first, period.days.last)] if period.days else []
             if without:
                 in_sight = select(Remembered.id).where(col(Remembered.exchange_id).in_(list(without)))
-                hidden |= set(session.exec(in_sight))
+                in_sight = set(session.exec(in_sight))
+                hidden |= in_sight.union(*groups(session, in_sight))
             wanted = 3 * k + 8
             while True:
                 ranking = copy.entries.rank(
-                    question, vector, wanted, now, as_of, without=hidden, asker=asker, days=days
+                    question, vector, wanted, now, as_of, hidden, besides, asker=asker, days=days
                 )
                 items = self._told(session, ranking, question, least)
                 if len(items) >= k or len(ranking.items) < wanted:
                     return Recall(items[:k], ranking.confidence)
                 wanted *= 4  # most of what was found only asks
+
+    @staticmethod
+    def _comparable(copy: Copy, vector: np.ndarray, fingerprint: str) -> np.ndarray:
+        """The vector, or one that is like nothing where a copy holds those of another encoder, or none."""
+        return vector if fingerprint == copy.fingerprint else np.zeros(copy.dimension, np.float32)
 
     @staticmethod
     def _told(session: Session, ranking: Ranking, question: str, least: float) -> tuple[Memory, ...]:
@@ -211,44 +241,49 @@ class Hippocampus:
             rows |= {
                 row.id: row for row in session.exec(select(Remembered).where(col(Remembered.id).in_(some)))
             }
-        same = question.strip().lower()
-        return tuple(
-            memory_of(row, item.score, {"likeness": item.likeness, "covered": item.covered} | item.parts)
-            for item in ranking.items
-            if (row := rows.get(item.id)) and row.text.strip().lower() != same and not asks_only(row.text)
-        )
+        firsts = {}  # what was said several times goes by the name of the one said first
+        for some in chunks(sorted({row.repeats for row in rows.values() if row.repeats})):
+            found = session.exec(select(Remembered).where(col(Remembered.id).in_(some)))
+            firsts |= {row.id: row for row in found}
+        same, told = question.strip().lower(), {}
+        for item in ranking.items:
+            row = rows.get(item.id)
+            if row is None or row.text.strip().lower() == same or asks_only(row.text):
+                continue
+            first = firsts.get(row.repeats, row)
+            reasons = {"likeness": item.likeness, "covered": item.covered} | item.parts
+            told.setdefault(first.id, memory_of(first, item.score, reasons))
+        return with_repeats(session, list(told.values()))
 
     def unread(self) -> int:
         """How many memories have no vector of this encoder: they can be found by their words only."""
         with self.store.reading() as session:
-            return session.exec(select(func.count()).select_from(Remembered).where(self._unread())).one()
-
-    def _unread(self):
-        mine = Embedding.memory_id == Remembered.id, Embedding.fingerprint == self.embedder.fingerprint
-        return ~exists().where(*mine)
+            missing = unread(self.embedder.fingerprint)
+            return session.exec(select(func.count()).select_from(Remembered).where(missing)).one()
 
     def read_again(self, most: int = BATCH) -> int:
-        """Encode up to `most` memories that have no vector of this encoder; how many. Others may write meanwhile."""
+        """Encode up to `most` memories that have no vector of this encoder; how many. See `consolidate` for all."""
+        missing = select(Remembered.person_id, Remembered.id).where(unread(self.embedder.fingerprint))
         with self.store.reading() as session:
-            rows = session.exec(select(Remembered).where(self._unread()).limit(most)).all()
-        people: dict[str, list[Remembered]] = {}
-        for row in rows:
-            people.setdefault(row.person_id, []).append(row)
-        for person, some in people.items():
-            told = [Told(row.text, row.said_at, row.role, row.speaker) for row in some]
-            encoded = self.encode(person, told)
-            with self.store.writing() as session:
-                counter = locked(session, person)
-                counter.generation += 1
-                session.add(counter)
-                for row, one in zip(some, encoded, strict=True):
-                    still = session.get(Remembered, row.id)  # it may have been deleted meanwhile
-                    if still is not None:
-                        session.execute(delete(Embedding).where(col(Embedding.memory_id) == row.id))
-                        session.execute(insert(Embedding), vector_rows(row.id, one))
-                        still.generation = counter.generation
-                        session.add(still)
+            rows = session.exec(missing.limit(most)).all()
+        people: dict[str, list[str]] = {}
+        for person, id in rows:
+            people.setdefault(person, []).append(id)
+        for person, ids in people.items():
+            encode_some(self.store, self.encoding, person, ids)
+            swap(self.store, person, self.embedder.fingerprint)
+            sweep(self.store, person, self.embedder.fingerprint)
         return len(rows)
+
+    def consolidate(
+        self, now: datetime, person: str | None = None, seconds: float | None = None, items: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Consolidated:  # fmt: skip
+        """Forget what has expired, merge what was said several times, and encode anew what another encoder read.
+
+        Of all persons, or one; for at most so many `seconds` and memories, and until `stop()` is true.
+        """
+        return self.consolidation.run(now, person, seconds, items, stop)
 
 
 def as_entry(row: Remembered) -> Entry:

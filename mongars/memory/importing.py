@@ -108,6 +108,8 @@ class Importer:
             added, there, deleted = added + len(batch) - len(old), there + len(old) - gone, deleted + gone
             done += len(batch)
             progress(done, total, time.perf_counter() - began)
+        if hasattr(self.memory, "entitle"):
+            self.memory.entitle(person, report.titles)
         return Imported(
             report.format,
             total,

@@ -27,6 +27,9 @@ class Report:
     skipped: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)  # where the first of each reason are
+    titles: dict[str, tuple[str, datetime]] = field(
+        default_factory=dict
+    )  # of conversations: title and beginning
 
     def skip(self, reason: str, place: str) -> None:
         """Count a message that is left out."""

@@ -237,6 +237,7 @@ class WorkingSet:
         now: datetime,
         as_of: datetime | None = None,  # only what was said until then
         without: Collection[str] = (),  # ids of memories that are not to be found
+        besides: Collection[str] = (),  # ids of those that held at `as_of`, though they were said later
         only: Callable[[str], bool] | None = None,  # asked of an id, best first, until `k` are found
         asker: str | None = None,  # the speaker to whom "I" and "my" point
         days: Sequence[
@@ -247,7 +248,7 @@ class WorkingSet:
         with self.lock:
             if k < 1 or not len(self):
                 return Ranking()
-            allowed = self._allowed((as_of or now).timestamp(), without)
+            allowed = self._allowed((as_of or now).timestamp(), without, besides, now.timestamp())
             scored = self.score(question, vector, allowed, asker, days)
             if not len(scored.rows):
                 return Ranking()
@@ -303,8 +304,14 @@ class WorkingSet:
                 break
         return tuple(found.values())
 
-    def _allowed(self, moment: float, without: Collection[str]) -> np.ndarray:
-        allowed = self.columns["alive"].values & (self.sittings.at.values <= moment)
+    def _allowed(
+        self, moment: float, without: Collection[str], besides: Collection[str] = (), now: float = np.inf
+    ) -> np.ndarray:
+        alive, said_at = self.columns["alive"].values, self.sittings.at.values
+        allowed = alive & (said_at <= moment)
+        for id in besides:
+            rows = self.rows.get(id, [])
+            allowed[rows] = alive[rows] & (said_at[rows] <= now)
         for id in without:
             allowed[self.rows.get(id, [])] = False
         return allowed

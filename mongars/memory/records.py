@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ASSISTANT', 'LONGEST_TEXT', 'KINDS', 'ROLES', 'ORIGINS', 'check_text', 'title_of', 'Told', 'Encoded', 'check_told',
            'locked', 'identity', 'is_own', 'chunks', 'present', 'buried', 'twins', 'known', 'remember', 'write',
-           'row_of', 'vector_rows', 'close', 'Memory', 'days_of', 'memory_of', 'owned', 'tells', 'asks_only']
+           'row_of', 'vector_rows', 'close', 'group_of', 'gather', 'Memory', 'days_of', 'memory_of', 'with_repeats',
+           'owned', 'tells', 'asks_only']
 
 # %% ../../nbs/memory/20_records.ipynb #49b9b531
 import hashlib
@@ -13,13 +14,13 @@ import hmac
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
 from sqlalchemy import insert, text
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, func, or_, select
 
 from ..base.errors import BadInput, NotFound
 from ..base.tables import Embedding, MemoryCounter, Person, Provenance, Remembered, Tombstone, new_id
@@ -234,6 +235,9 @@ def write(
 ) -> None:
     """Insert rows and vectors, close what they replace, and raise the counter."""
     counter.generation += 1
+    counter.fingerprint = counter.fingerprint or next(
+        (one.fingerprint for one, *_ in fresh if one.fingerprint), None
+    )
     session.add(counter)
     session.flush()
     session.execute(insert(Remembered), [row_of(counter, *one, exchange) for one in fresh])
@@ -273,13 +277,41 @@ def vector_rows(id: str, one: Encoded) -> list[dict[str, Any]]:
 
 
 def close(session: Session, counter: MemoryCounter, old: str, new: str, since: datetime) -> bool:
-    """End the time of a memory by one that holds since then; False if it had ended already, or is not this person's."""
+    """End the time of a memory by one that holds since then; False if it had ended already, or is not this person's.
+
+    What says the same and was said before the new one ends with it.
+    """
     row = session.get(Remembered, old, populate_existing=True)
     if row is None or row.person_id != counter.person_id or row.superseded_by is not None:
         return False
-    row.valid_until, row.superseded_by, row.generation = since, new, counter.generation
-    session.add(row)
+    said_at, left = session.get_one(Remembered, new).said_at, []
+    for one in group_of(session, row):
+        if one.id == old or one.said_at <= said_at:
+            one.valid_until, one.superseded_by, one.generation = since, new, counter.generation
+            session.add(one)
+        else:
+            left.append(one)
+    gather(session, counter, left)
     return True
+
+
+def group_of(session: Session, row: Remembered) -> list[Remembered]:
+    """A memory and all that were merged with it, the one that speaks for them first."""
+    first = row.repeats or row.id
+    same = select(Remembered).where(or_(Remembered.id == first, Remembered.repeats == first))
+    rows = session.exec(same.order_by(col(Remembered.said_at), col(Remembered.id))).all()
+    return sorted(rows, key=lambda one: one.id != first)
+
+
+def gather(session: Session, counter: MemoryCounter, rows: Sequence[Remembered]) -> int:
+    """Let the one said first speak for all; how many rows that changes."""
+    rows, changed = sorted(rows, key=lambda row: (row.said_at, row.id)), 0
+    for row in rows:
+        first = None if row is rows[0] else rows[0].id
+        if row.repeats != first:
+            row.repeats, row.generation, changed = first, counter.generation, changed + 1
+            session.add(row)
+    return changed
 
 # %% ../../nbs/memory/20_records.ipynb #aa1c0aad
 @dataclass(frozen=True)
@@ -306,6 +338,13 @@ class Memory:
     expires_at: datetime | None = None
     language: str = ""
     days: tuple[tuple[date, date], ...] = ()
+    repeats: str | None = None  # the memory that said the same first, and speaks for both
+    also: tuple["Memory", ...] = ()  # those that it speaks for, oldest first
+
+    @property
+    def last_said(self) -> datetime:
+        """When it, or the same again, was said last."""
+        return max([self.said_at, *(other.said_at for other in self.also)])
 
 
 def days_of(stored: Sequence) -> tuple[tuple[date, date], ...]:
@@ -318,8 +357,18 @@ def memory_of(row: Remembered, score: float = 0.0, reasons: dict[str, float] | N
     return Memory(
         row.id, row.text, row.speaker, row.role, row.said_at, score, dict(reasons or {}), row.exchange_id,
         row.conversation, row.kind, row.origin, row.source, row.valid_from, row.valid_until, row.superseded_by,
-        row.importance, row.pinned, row.expires_at, row.language, days_of(row.days),
+        row.importance, row.pinned, row.expires_at, row.language, days_of(row.days), row.repeats,
     )  # fmt: skip
+
+
+def with_repeats(session: Session, memories: Sequence[Memory]) -> tuple[Memory, ...]:
+    """The same, each with those that it speaks for."""
+    also: dict[str, list[Memory]] = {}
+    for some in chunks([memory.id for memory in memories]):
+        rows = select(Remembered).where(col(Remembered.repeats).in_(some))
+        for row in session.exec(rows.order_by(col(Remembered.said_at), col(Remembered.id))):
+            also.setdefault(row.repeats, []).append(memory_of(row))
+    return tuple(replace(m, also=tuple(also[m.id])) if m.id in also else m for m in memories)
 
 
 def owned(session: Session, person: str, id: str) -> Remembered:

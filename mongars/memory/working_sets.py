@@ -8,7 +8,7 @@ __all__ = ['AT_ONCE', 'M', 'PART', 'COLUMNS', 'Copy', 'entry_of', 'WorkingSets']
 # %% ../../nbs/memory/21_working_sets.ipynb #7fc7b121
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -37,8 +37,10 @@ COLUMNS = (
 class Copy:
     """One person's memories as of a generation."""
 
-    def __init__(self, person: str, fingerprint: str, dimension: int, roles: Collection[str]):
-        self.person, self.fingerprint, self.dimension, self.roles = person, fingerprint, dimension, roles
+    def __init__(self, person: str, sets: "WorkingSets"):
+        self.person, self.roles, self.encoder_of = person, sets.roles, sets.encoder_of
+        self.stored = self.fingerprint = sets.fingerprint  # what the table names, and what is compared
+        self.dimension = sets.dimension
         self.lock, self.users, self.nbytes = threading.Lock(), 0, 0
         self.forget()
 
@@ -48,13 +50,19 @@ class Copy:
         self.bounds: dict[
             str, tuple
         ] = {}  # valid_from, valid_until, expires_at of those that do not hold for ever
+        self.early: dict[str, datetime] = {}  # valid_from of those that held before they were told
         self.unread: set[str] = set()  # without a vector of this encoder
 
     def catch_up(self, session: Session) -> None:
         """Read what has changed since the last time."""
-        current = session.exec(
-            select(MemoryCounter.generation).where(MemoryCounter.person_id == self.person)
-        ).first()
+        counter = select(MemoryCounter.generation, MemoryCounter.fingerprint)
+        current, stored = session.exec(counter.where(MemoryCounter.person_id == self.person)).first() or (
+            None,
+            None,
+        )
+        if stored and stored != self.stored:  # all vectors were made anew
+            self.stored, (self.fingerprint, self.dimension) = stored, self.encoder_of(stored)
+            self.forget()
         if (current or 0) < self.generation:  # the database was put back to an older state
             self.forget()
         if current is None or current == self.generation:
@@ -67,9 +75,12 @@ class Copy:
             self.entries.remove(dead)
         for id in dead:
             self.bounds.pop(id, None)
+            self.early.pop(id, None)
             self.unread.discard(id)
         self.generation = last
-        self.nbytes = self.entries.nbytes + 400 * len(self.bounds) + 100 * len(self.unread) + 10_000
+        self.nbytes = (
+            self.entries.nbytes + 400 * len(self.bounds) + 100 * (len(self.unread) + len(self.early)) + 10_000
+        )
 
     def _dead(self, session: Session) -> set[str]:
         if not self.generation:
@@ -114,6 +125,8 @@ class Copy:
             self.entries.add([entry_of(row) for row in added], vectors.reshape(len(added), self.dimension))
 
     def _bound(self, row: Any) -> None:
+        if row.valid_from < row.said_at:
+            self.early[row.id] = row.valid_from
         if row.valid_until is None and row.expires_at is None and row.valid_from <= row.said_at:
             self.bounds.pop(row.id, None)
         else:
@@ -129,6 +142,10 @@ class Copy:
             or (expiry is not None and expiry <= now)
         }
 
+    def told_later(self, moment: datetime) -> set[str]:
+        """The memories that had begun to hold at a moment, and were told after they began."""
+        return {id for id, first in self.early.items() if first <= moment}
+
 
 def entry_of(row: Any) -> Entry:
     """A row as ranking wants it."""
@@ -142,12 +159,18 @@ class WorkingSets:
     """The copies of all who asked lately, `most` bytes in all."""
 
     def __init__(
-        self, store: Store, fingerprint: str, dimension: int, most: int, roles: Collection[str] = ("user",)
-    ):
+        self, store: Store, fingerprint: str, dimension: int, most: int, roles: Collection[str] = ("user",),
+        encoder_of: Callable[[str], tuple[str, int]] | None = None,
+    ):  # fmt: skip
         self.store, self.fingerprint, self.dimension, self.most = store, fingerprint, dimension, most
         self.roles = tuple(roles)
+        self.encoder_of = encoder_of or self._known_only
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._lock = threading.Lock()  # of the dictionary and the counts, for moments only
+
+    def _known_only(self, fingerprint: str) -> tuple[str, int]:
+        """The fingerprint and dimension to compare by where a person's vectors have this one; "" compares none."""
+        return fingerprint if fingerprint == self.fingerprint else "", self.dimension
 
     @contextmanager
     def of(self, person: str, session: Session) -> Iterator[Copy]:
@@ -155,7 +178,7 @@ class WorkingSets:
         with self._lock:
             copy = self._copies.get(person)
             if copy is None:
-                copy = self._copies[person] = Copy(person, self.fingerprint, self.dimension, self.roles)
+                copy = self._copies[person] = Copy(person, self)
             self._copies.move_to_end(person)
             copy.users += 1
         try:

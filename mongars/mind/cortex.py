@@ -198,10 +198,11 @@ class _Work:
         said = self._encoded(Told(ask.text, cortex.clock(), conversation=conversation), correcting=True)
         in_sight = [turn.id for turn in turns] + ([self.known.id] if self.known else [])
         recall = cortex.hippocampus.recall(
-            ask.person, ask.text, cortex.memories, cortex.clock(), vector=said.vectors[0], without=in_sight
-        )
+            ask.person, ask.text, cortex.memories, cortex.clock(), vector=said.vectors[0],
+            fingerprint=said.fingerprint, without=in_sight,
+        )  # fmt: skip
         items = close_ones(recall.items)
-        shown = [Shown(m.text, m.speaker, m.said_at) for m in items]
+        shown = [Shown(m.text, m.speaker, m.last_said) for m in items]
         draft = Draft(
             ask.text, ask.directives, memories=shown, recent=recent,
             person=cortex.hippocampus.name(ask.person), today=cortex.clock().date(),

@@ -13,6 +13,7 @@ from sqlmodel import col, select
 
 from ..base.store import Store
 from ..base.tables import Conversation, Provenance, Remembered
+from ..memory.catalogue import imported_name
 from ..memory.exporting import ExportedConversation, ExportedMemory
 
 # %% ../../nbs/serving/18_carrying.ipynb #ea8c26f7
@@ -27,7 +28,7 @@ def conversations_of(store: Store, person: str) -> list[ExportedConversation]:
             .where(Conversation.person_id == person)
             .order_by(col(Conversation.created_at), col(Conversation.id))
         )
-        return [ExportedConversation(row.id, row.title, row.created_at) for row in rows]
+        return [ExportedConversation(imported_name(row) or row.id, row.title, row.created_at) for row in rows]
 
 
 def memories_of(store: Store, person: str) -> Iterator[ExportedMemory]:
@@ -51,5 +52,5 @@ def memories_of(store: Store, person: str) -> Iterator[ExportedMemory]:
             yield ExportedMemory(
                 row.id, row.text, row.said_at, row.role, row.speaker, row.conversation, row.kind, row.origin,
                 row.source, row.valid_from, row.valid_until, row.superseded_by, tuple(sorted(made_from[row.id])),
-                row.importance, row.expires_at, row.pinned,
+                row.importance, row.expires_at, row.pinned, row.repeats,
             )  # fmt: skip

@@ -40,6 +40,8 @@ class WholeMemory(MemoryShape):
     expires_at: datetime | None
     language: str = Field(description="empty: unknown")
     days: list[tuple[date, date]] = Field(description="first and last of the days that the text names")
+    repeats: str | None = Field(description="the memory that said the same first, and speaks for both")
+    also: list[MemoryShape] = Field(description="the other times that the same was said, oldest first")
 
 
 class MemoriesShape(BaseModel):
@@ -121,8 +123,9 @@ def whole(memory: Memory) -> WholeMemory:
     more = {
         name: getattr(memory, name)
         for name in WholeMemory.model_fields
-        if name not in MemoryShape.model_fields
+        if name not in (*MemoryShape.model_fields, "also")
     }
+    more["also"] = [memory_shape(other) for other in memory.also]
     return WholeMemory(**memory_shape(memory).model_dump(), **more)
 
 
