@@ -37,7 +37,7 @@ def fetch() -> None:
     from mongars.neurons import model_store, quantised
 
     settings = read_settings()
-    for name in (settings.model, settings.embedder):
+    for name in settings.local_models:
         folder = model_store.locate(name, settings.models, say)
         out.print(f"{name}: {folder}", soft_wrap=True)
     try:
@@ -53,7 +53,7 @@ def verify(as_json: AsJson = False) -> None:
     from mongars.neurons import model_folder, model_store, quantised
 
     settings, rows, unchanged = read_settings(), [], ("unchanged", "your own folder: nothing to compare")
-    for name in (settings.model, settings.embedder):
+    for name in settings.local_models:
         folder = model_store.locate(name, settings.models)
         sealed = (folder / model_folder.MANIFEST).exists()
         result = "; ".join(model_folder.verify(folder)) or unchanged[0] if sealed else unchanged[1]
