@@ -802,7 +802,10 @@ def test_a_hostile_memory_is_text_everywhere(page, server, trap):
     go(page, "memories/<img src=x onerror=window.ran=8>")
     expect(page.locator("#remembered .wrong")).to_be_visible()
     page.get_by_role("link", name="Back to the conversation").click()
-    say(page, "bees img src onerror window ran textarea blockquote script")
+    line = hostile.splitlines()[0]
+    say(page, line)
+    anew(page)
+    say(page, f"{line} indeed")
     expect(page.locator("#recalled article").first).to_contain_text("onerror=")
     assert page.locator("#recalled").locator("img, script, svg").count() == 0
     assert page.evaluate("window.ran") is None and trap.connections == 0

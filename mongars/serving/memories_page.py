@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['PersonInside', 'ArrivalsHere', 'Field', 'AT_ONCE', 'BEST', 'memories_page', 'changes', 'person_inside', 'arrivals_of',
-           'Done', 'last_moment', 'arriving_folder', 'shelf', 'carrying', 'how_far', 'export', 'memory', 'sure', 'add',
-           'bring', 'stop', 'delete_all', 'correct', 'pin', 'expire', 'delete']
+           'Done', 'last_moment', 'shelf', 'carrying', 'how_far', 'export', 'memory', 'sure', 'add', 'bring', 'stop',
+           'delete_all', 'correct', 'pin', 'expire', 'delete']
 
 # %% ../../nbs/serving/22_memories_page.ipynb #09054cd9
 import asyncio
-import os
 import tempfile
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Annotated, Literal
 from urllib.parse import unquote
 
 from fastapi import Depends, Form, Header, Query, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from fastapi.routing import APIRouter
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
@@ -30,7 +29,6 @@ from .arrivals import Arrivals, receive
 from .carrying import conversations_of, memories_of
 from .doors import visitor
 from .memories_view import SHELVES, arriving, carry, found, going, gone_words, listing, one
-from .wiring import House
 
 # %% ../../nbs/serving/22_memories_page.ipynb #eab1ade9
 def person_inside(house: HouseHere, request: Request) -> Person:
@@ -68,11 +66,6 @@ def last_moment(day: str, what: str) -> datetime | None:
     except (ValueError, OverflowError):
         raise BadInput(f"{what} {day!r} is not a day. Write it as 2027-12-31.") from None
 
-
-def arriving_folder(house: House) -> Path:
-    """Where a file lies while it comes in or goes out."""
-    return house.settings.home / "arriving"
-
 # %% ../../nbs/serving/22_memories_page.ipynb #f9dc444b
 memories_page = APIRouter(prefix="/memories", include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -108,9 +101,9 @@ def how_far(person: PersonInside, arrivals: ArrivalsHere) -> Response:
 
 
 @memories_page.get("/export/{format}")
-def export(house: HouseHere, person: PersonInside, format: str) -> Response:
+def export(house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, format: str) -> Response:
     """All that is remembered, as a file."""
-    now, folder = now_utc(), arriving_folder(house)
+    now = now_utc()
     pieces = export_text(
         format,
         person.username,
@@ -118,17 +111,15 @@ def export(house: HouseHere, person: PersonInside, format: str) -> Response:
         memories_of(house.store, person.id),
         now,
     )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(dir=folder)
-    os.close(handle)
-    try:
-        export_file(Path(name), pieces)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with tempfile.TemporaryDirectory(dir=arrivals.folder(house.settings.home)) as folder:
+        size = export_file(Path(folder) / "export", pieces)
+        file = (Path(folder) / "export").open("rb")  # it has no name any more when it is sent
     kind, ending = {"json": ("application/json", "json"), "markdown": ("text/markdown", "md")}[format]
     called = f"mongars-{now.astimezone():%Y-%m-%d}.{ending}"
-    return FileResponse(name, media_type=kind, filename=called, background=BackgroundTask(os.unlink, name))
+    return StreamingResponse(
+        iter(lambda: file.read(1 << 16), b""), media_type=kind, background=BackgroundTask(file.close),
+        headers={"Content-Disposition": f'attachment; filename="{called}"', "Content-Length": str(size)},
+    )  # fmt: skip
 
 
 @memories_page.get("/{id}")
@@ -167,7 +158,7 @@ async def bring(
 ) -> Done:  # fmt: skip
     """Take in a file, which is the body, and begin to read it."""
     arrivals.check(person.id)
-    path = await receive(request.stream(), arriving_folder(house), unquote(x_file_name))
+    path = await receive(request.stream(), arrivals.folder(house.settings.home), unquote(x_file_name))
     await asyncio.to_thread(arrivals.begin, house.hippocampus, person.id, path, now_utc)
     return Done(said="", place="memories/carry")
 

@@ -24,7 +24,7 @@ from .view import day, plain, where
 # %% ../../nbs/serving/21_memories_view.ipynb #3f99d03f
 SHELVES = {  # name: words on it, who said what is on it, catalogue's filters, what an empty one says
     "now": ("Now", ("user",), {"state": "now"}, "Nothing is remembered yet. What you tell monGARS will stand here."),
-    "pinned": ("Pinned", (), {"state": "all", "pinned": True}, "Nothing is pinned. What is pinned is never removed by itself."),
+    "pinned": ("Pinned", (), {"state": "all", "pinned": True}, "Nothing is pinned. A pin keeps it from being removed."),
     "past": ("Past", (), {"state": "past"}, "Nothing is past. What was corrected or has expired will stand here."),
     "answers": ("Answers", ("assistant",), {"state": "now"}, "No answer is remembered yet."),
 }  # fmt: skip

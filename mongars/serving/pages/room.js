@@ -28,8 +28,9 @@ function furnish() {
     new MutationObserver(tell).observe(side, { attributeFilter: ["class"] });
     tell();
   }
-  if (location.hash) go();
-  else box().focus();
+  // The room is filled first: what is asked for before would be overwritten by it.
+  const filled = () => (document.querySelector("#who .person") ? go() : setTimeout(filled, 50));
+  location.hash ? filled() : box().focus();
   return true;
 }
 
