@@ -1,5 +1,6 @@
 """The chat page in a real browser, against a real server process with tiny models."""
 
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -19,13 +20,16 @@ import numpy as np
 import pytest
 
 from mongars.base.store import Store
+from mongars.memory.catalogue import Catalogue
 from mongars.memory.conversations import Conversations, Outcome
 from mongars.memory.records import ASSISTANT, Encoded, Told
 from mongars.serving.accounts import Accounts
+from mongars.serving.memories_page import changes, memories_page
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(240)
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
+expect.set_options(timeout=20_000)  # a busy machine is no failure
 
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -69,7 +73,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
             [sys.executable, "-c", SERVE, str(home), str(port)], stdout=log, stderr=log
         )
         try:
-            until = time.monotonic() + 90
+            until = time.monotonic() + 200
             while not is_ready(url):
                 assert process.poll() is None and time.monotonic() < until, (home / "log").read_text()
                 time.sleep(0.2)
@@ -155,9 +159,9 @@ def answered(page) -> None:
     expect(page.locator("#status")).to_contain_text(re.compile("last answer|stopped"))
 
 
-def plant(server: Server, person, question: str, answer: str) -> None:
-    """A conversation in the database, as if it had been had."""
-    talk, now, vector = Conversations(server.store), datetime.now(UTC), np.ones((1, 32), np.float32)
+def plant(server: Server, person, question: str, answer: str, at: datetime | None = None) -> str:
+    """A conversation in the database, as if it had been had; the turn's id."""
+    talk, now, vector = Conversations(server.store), at or datetime.now(UTC), np.ones((1, 32), np.float32)
 
     def encoded(text: str, role: str, speaker: str) -> Encoded:
         return Encoded(Told(text, now, role), speaker, ((0, len(text)),), vector, "elsewhere")
@@ -165,6 +169,31 @@ def plant(server: Server, person, question: str, answer: str) -> None:
     turn = talk.open(person.id, encoded(question, "user", person.username))
     outcome = Outcome(answer, "stop", "tiny", None, 1, 1)
     talk.finish(person.id, turn.id, outcome, now, encoded(answer, "assistant", ASSISTANT))
+    return turn.id
+
+
+def anew(page) -> None:
+    page.click("#new")
+    expect(page.locator("#said .message")).to_have_count(0)
+
+
+def remembered(server: Server, person, **filters):
+    """What is remembered of a person, newest first."""
+    return Catalogue(server.store).list(person.id, datetime.now(UTC), 200, **filters).items
+
+
+def go(page, place: str) -> None:
+    """A part of the memories, as its address opens it."""
+    page.evaluate("place => location.hash = place", place)
+    expect(page.locator("#remembered h1")).to_be_visible()
+
+
+def bring(page, name: str, content: bytes) -> None:
+    """Import a file, and wait until it is read."""
+    page.locator("#file").set_input_files({"name": name, "mimeType": "", "buffer": content})
+    page.get_by_role("button", name="Import", exact=True).click()
+    expect(page.locator("#arriving")).to_contain_text(name)
+    expect(page.locator("#arriving progress")).to_have_count(0, timeout=30_000)
 
 
 # --- facts
@@ -430,3 +459,452 @@ def test_a_program_chats_through_the_page(server):
     again = Client(f"{server.url}/ui/", headers={"Cookie": f"mongars_session={cookie}"}, verbose=False)
     assert len(again.predict("Hello", api_name="/chat")) == 400
     assert [turn.message for turn in Conversations(server.store).history(person.id)[0]] == ["Hello"] * 2
+
+
+# --- the memories
+
+
+def test_memories_are_listed_by_page_and_shelf(page, server):
+    person, now = someone(server), datetime.now(UTC)
+    come_in(page, server, person)
+    page.get_by_role("link", name="Memories", exact=True).click()
+    expect(page.locator("#remembered h1")).to_be_focused()
+    expect(page.locator("#remembered .empty")).to_contain_text("Nothing is remembered yet")
+    for n in range(35):
+        plant(server, person, f"Chapter {n}.", "Read.", now - timedelta(minutes=n))
+    page.get_by_role("link", name="Now").click()
+    page.reload()
+    items = page.locator("#remembered article")
+    expect(items).to_have_count(30)
+    expect(items.first.locator("blockquote")).to_have_text("Chapter 0.")
+    expect(items.first).to_contain_text(person.username)
+    page.get_by_role("link", name="Older ones").click()
+    expect(items).to_have_count(5)
+    expect(items.last.locator("blockquote")).to_have_text("Chapter 34.")
+    page.get_by_role("link", name="Back to the newest").click()
+    expect(items).to_have_count(30)
+    for shelf, words in (("Pinned", "Nothing is pinned"), ("Past", "Nothing is past")):
+        page.get_by_role("link", name=shelf).click()
+        expect(page.locator("#remembered .empty")).to_contain_text(words)
+        expect(page.locator("#remembered [aria-current=page]")).to_have_text(shelf)
+    page.get_by_role("link", name="Answers").click()
+    expect(items.first.locator("blockquote")).to_have_text("Read.")
+    page.get_by_role("link", name="Back to the conversation").click()
+    expect(page.locator("#remembered")).to_be_hidden()
+    expect(page.locator("#box textarea")).to_be_focused()
+
+
+def test_a_search_says_why_and_how_sure(page, server):
+    person = someone(server)
+    come_in(page, server, person)
+    say(page, "My sister Odile keeps bees in Annecy.")
+    go(page, "memories")
+    page.get_by_label("Search the memories").fill("Where does Odile keep bees?")
+    page.keyboard.press("Enter")
+    first = page.locator("#remembered article").first
+    expect(first).to_contain_text("keeps bees in Annecy")
+    expect(page.locator("#remembered .likely")).to_have_text(
+        re.compile(r"The answer is .* among these \(\d+ %\)")
+    )
+    expect(page.get_by_label("Search the memories")).to_have_value("Where does Odile keep bees?")
+    first.get_by_text("why?").click()
+    expect(first.locator(".why")).to_contain_text("Alike in meaning")
+    expect(first.locator(".why .for").first).to_contain_text(re.compile(r"[A-Z].+\+\d"))
+
+
+def test_a_note_is_added_corrected_pinned_and_given_an_end(page, server):
+    person = someone(server)
+    come_in(page, server, person)
+    go(page, "memories")
+    page.get_by_text("Add a note").click()
+    page.get_by_label("What is to be remembered?").fill("I take sugar.")
+    page.get_by_role("button", name="Remember it").click()
+    status, item = page.locator("#remembered .done"), page.locator("#remembered article")
+    expect(status).to_have_text("It is remembered.")
+    expect(item).to_contain_text("I take sugar.")
+    (note,) = remembered(server, person)
+    assert note.kind == "note" and note.speaker == person.username
+
+    page.get_by_role("button", name="Pin", exact=True).click()
+    expect(status).to_contain_text("Pinned")
+    expect(page.get_by_role("button", name="Unpin")).to_be_focused()
+    assert remembered(server, person)[0].pinned
+    page.get_by_role("link", name="Pinned").click()
+    expect(item).to_contain_text("I take sugar.")
+    page.get_by_role("button", name="Unpin").click()
+    expect(page.locator("#remembered .empty")).to_be_visible()
+    assert not remembered(server, person)[0].pinned
+
+    go(page, "memories")
+    page.get_by_role("link", name="Correct").click()
+    expect(page.get_by_label("What is right")).to_be_focused()
+    page.get_by_label("What is right").fill(" ")
+    page.get_by_role("button", name="Save the correction").click()
+    expect(page.locator("#remembered .wrong")).to_contain_text("Write something")
+    page.get_by_label("What is right").fill("I take no sugar.")
+    page.get_by_role("button", name="Save the correction").click()
+    expect(status).to_contain_text("Corrected")
+    history = page.locator("#remembered .history li")
+    expect(history).to_have_text(
+        [re.compile("I take sugar.*from .* until"), re.compile("I take no sugar.*since")]
+    )
+    assert [m.text for m in remembered(server, person)] == ["I take no sugar."]
+    assert [m.text for m in remembered(server, person, state="past")] == ["I take sugar."]
+
+    until = date.today() + timedelta(days=40)
+    page.get_by_text("Forget it after a day").click()
+    page.get_by_label("Last day").fill(until.isoformat())
+    page.get_by_role("button", name="Save the day").click()
+    expect(status).to_contain_text(f"until the end of {until}")
+    expect(page.locator("#remembered .whole .mark").last).to_contain_text(f"{until.day} {until:%B %Y}")
+    end = remembered(server, person)[0].expires_at.astimezone()
+    assert end.date() == until + timedelta(days=1) and end.hour == 0
+    page.get_by_text("Forget it after a day").click()
+    page.get_by_role("button", name="Keep it for good").click()
+    expect(status).to_contain_text("for good")
+    assert remembered(server, person)[0].expires_at is None
+    history.first.get_by_role("link").click()
+    expect(page.locator("#remembered .hint").first).to_contain_text("Replaced: see")
+
+
+def test_deleting_one_says_first_what_goes_with_it(page, server):
+    person = someone(server)
+    come_in(page, server, person)
+    say(page, "My sister Odile keeps bees in Annecy.")
+    anew(page)
+    say(page, "My sister Odile keeps bees in Annecy, doesn't she")
+    expect(page.locator("#recalled article")).to_have_count(1)
+    go(page, "memories")
+    page.locator("#remembered article", has_text="Annecy.").get_by_role("link", name="Delete").click()
+    sure = page.locator("#remembered .sure")
+    expect(sure).to_contain_text("1 exchange")
+    expect(sure).to_contain_text("1 answer that was made from it")
+    expect(sure).to_contain_text("2 more memories")
+    sure.get_by_role("link", name="Keep it").click()
+    expect(page.locator("#remembered .whole")).to_contain_text("Annecy.")
+    page.get_by_role("link", name="Delete").click()
+    sure.get_by_role("button", name="Delete").click()
+    expect(page.locator("#remembered .done")).to_contain_text("Deleted: 3 memories, 1 exchange, 1 answer.")
+    expect(page.locator("#remembered article")).to_have_count(1)
+    assert [m.text for m in remembered(server, person, roles=())] == [
+        "My sister Odile keeps bees in Annecy, doesn't she"
+    ]
+    page.get_by_role("link", name="Back to the conversation").click()
+    expect(page.locator("#said .bot.message")).to_contain_text("The memory behind this answer was deleted.")
+    expect(page.locator("#list label")).to_have_count(1)
+
+
+def test_deleting_everything_wants_the_word(page, server):
+    person = someone(server)
+    plant(server, person, "I keep bees.", "Good.")
+    come_in(page, server, person)
+    go(page, "memories/carry")
+    page.get_by_label("Type “everything” to confirm").fill("all")
+    page.get_by_role("button", name="Delete everything").click()
+    expect(page.locator("#remembered .wrong")).to_contain_text("Nothing was deleted. Type everything")
+    assert len(remembered(server, person, roles=())) == 2
+    page.get_by_label("Type “everything” to confirm").fill("everything")
+    page.get_by_role("button", name="Delete everything").click()
+    expect(page.locator("#remembered .done")).to_contain_text("Deleted: 2 memories, 1 exchange")
+    expect(page.locator("#remembered .empty")).to_be_visible()
+    assert remembered(server, person, roles=(), state="all") == ()
+    page.get_by_role("link", name="Back to the conversation").click()
+    expect(page.locator("#list label")).to_have_count(0)
+
+
+def test_memories_go_out_as_files(page, server):
+    person = someone(server)
+    plant(server, person, "I keep bees.", "Good.")
+    come_in(page, server, person)
+    go(page, "memories/carry")
+    for button, ending in (("Export as JSON", ".json"), ("Export as Markdown", ".md")):
+        with page.expect_download() as started:
+            page.get_by_role("link", name=button).click()
+        download = started.value
+        text = Path(download.path()).read_text()
+        assert download.suggested_filename.endswith(ending) and "I keep bees." in text and "Good." in text
+        assert ending == ".md" or len(json.loads(text)["memories"]) == 2
+
+
+CHATGPT = [{
+    "title": "Bees", "create_time": 1700000000.0, "conversation_id": "c-1", "current_node": "b", "mapping": {
+        "a": {"message": {"id": "a", "author": {"role": "user"}, "create_time": 1700000000.0,
+                          "content": {"content_type": "text", "parts": ["I keep bees in Annecy."]}}, "parent": None},
+        "b": {"message": {"id": "b", "author": {"role": "assistant"}, "create_time": 1700000001.0,
+                          "content": {"content_type": "text", "parts": ["How many hives?"]}}, "parent": "a"},
+    },
+}]  # fmt: skip
+OPEN_WEBUI = [{"id": "o-1", "created_at": 1700000000, "chat": {"history": {"currentId": "m", "messages": {
+    "m": {"id": "m", "role": "user", "content": "My boat is called Zephyr.", "timestamp": 1700000000},
+}}}}]  # fmt: skip
+FILES = {
+    "conversations.json": (json.dumps(CHATGPT).encode(), "ChatGPT: 2 turns", 2),
+    "open-webui.json": (json.dumps(OPEN_WEBUI).encode(), "Open WebUI: 1 turns", 1),
+    "lines.jsonl": (b'{"text": "I sail."}\n{"text": "I row."}\n', "JSON lines: 2 turns", 2),
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, "own"])
+def test_a_file_comes_in_once(page, server, name):
+    person, count = someone(server), 2
+    if name == "own":
+        other = someone(server)
+        plant(server, other, "I keep bees.", "Good.")
+        key = server.accounts.issue(other, "api_key")
+        headers = {"Authorization": f"Bearer {key}"}
+        content = httpx.get(f"{server.url}/memories/export/json", headers=headers).content
+        name, words = "mongars.json", "monGARS: 2 turns"
+    else:
+        content, words, count = FILES[name]
+    come_in(page, server, person)
+    go(page, "memories/carry")
+    bring(page, name, content)
+    expect(page.locator("#arriving")).to_contain_text(words)
+    expect(page.locator("#arriving .head")).to_have_text(f"{count} added.")
+    assert len(remembered(server, person, roles=())) == count
+    bring(page, name, content)
+    expect(page.locator("#arriving .head")).to_have_text("Nothing was added: all of it was there already.")
+    assert len(remembered(server, person, roles=())) == count
+
+
+def test_what_cannot_be_imported_is_told(page, server):
+    come_in(page, server, someone(server))
+    go(page, "memories/carry")
+    bring(page, "recipe.json", b"Take two eggs")
+    expect(page.locator("#arriving")).to_contain_text(
+        "recipe.json begins with 'Take two eggs', which is not JSON"
+    )
+    page.locator("#file").set_input_files({"name": "empty.json", "mimeType": "", "buffer": b""})
+    page.get_by_role("button", name="Import", exact=True).click()
+    expect(page.locator("#remembered .wrong")).to_contain_text("empty.json is empty")
+
+
+def test_an_import_shows_how_far_it_is_while_the_chat_goes_on(page, server):
+    person = someone(server)
+    come_in(page, server, person)
+    go(page, "memories/carry")
+    lines = "\n".join(json.dumps({"text": f"Line {n} of the log: {n * 7919}"}) for n in range(20_000))
+    page.locator("#file").set_input_files({"name": "log.jsonl", "mimeType": "", "buffer": lines.encode()})
+    page.get_by_role("button", name="Import", exact=True).click()
+    arriving = page.locator("#arriving")
+    expect(arriving).to_contain_text(re.compile(r"[1-9][\d,]* of 20,000 turns"), timeout=30_000)
+    page.get_by_role("link", name="Back to the conversation").click()
+    say(page, "Are you there?")
+    go(page, "memories/carry")
+    expect(arriving).to_contain_text("of 20,000 turns")
+    page.get_by_label("Type “everything” to confirm").fill("everything")
+    page.get_by_role("button", name="Delete everything").click()
+    expect(page.locator("#remembered .wrong")).to_contain_text("log.jsonl is being imported")
+    arriving.get_by_role("button", name="Stop").click()
+    expect(arriving).to_contain_text("Stopped before the end", timeout=30_000)
+    assert 0 < len(remembered(server, person, text="of the log")) < 20_000
+
+
+def test_a_paused_conversation_is_not_remembered(page, server):
+    person = someone(server)
+    come_in(page, server, person)
+    switch, aside = page.get_by_label("Don’t remember this conversation"), page.locator("#aside")
+    expect(aside).to_be_hidden()
+    switch.check()  # before the first message
+    expect(aside).to_contain_text("Not remembered")
+    say(page, "My secret is a lighthouse.")
+    expect(aside).to_be_visible()
+    expect(switch).to_be_checked()
+    expect(page.locator("#list .selected")).to_contain_text("not remembered")
+    assert remembered(server, person, roles=()) == ()
+    anew(page)
+    expect(aside).to_be_hidden()
+    expect(switch).not_to_be_checked()
+    say(page, "My secret is a lighthouse, isn't it")
+    expect(page.locator("#recalled")).to_contain_text("Nothing recalled")
+    assert len(remembered(server, person, roles=())) == 2
+    switch.check()
+    expect(aside).to_be_visible()
+    say(page, "And a harbour")
+    assert len(remembered(server, person, roles=())) == 2
+    page.reload()
+    page.locator("#list label", has_text="isn't it").click()
+    expect(switch).to_be_checked()
+    switch.uncheck()
+    expect(aside).to_be_hidden()
+    say(page, "And a mill")
+    assert len(remembered(server, person, roles=())) == 4
+
+
+def test_a_pause_before_the_first_message_survives_a_look_at_the_memories(page, server):
+    person = someone(server)
+    come_in(page, server, person)
+    page.get_by_label("Don’t remember this conversation").check()
+    expect(page.locator("#aside")).to_be_visible()
+    go(page, "memories")
+    page.get_by_text("Add a note").click()
+    page.get_by_label("What is to be remembered?").fill("I take sugar.")
+    page.get_by_role("button", name="Remember it").click()
+    expect(page.locator("#remembered .done")).to_be_visible()
+    page.get_by_role("link", name="Back to the conversation").click()
+    say(page, "My secret is a lighthouse.")
+    assert [m.text for m in remembered(server, person, roles=())] == ["I take sugar."]
+
+
+def test_a_recalled_memory_says_why_and_leads_to_its_turn(page, server):
+    person = someone(server)
+    come_in(page, server, person)
+    for text in ("My sister Odile keeps bees in Annecy.", "I sail.", "I row."):
+        say(page, text)
+    anew(page)
+    say(page, "My sister Odile keeps bees in Annecy, doesn't she")
+    item = page.locator("#recalled article", has_text="Annecy.")
+    expect(item.locator(".by")).to_contain_text(f"{person.username} · Today")
+    item.get_by_text("why?").click()
+    expect(item.locator(".why")).to_contain_text("Alike in meaning")
+    expect(item.locator(".why .for").first).to_be_visible()
+    item.locator("blockquote").click()
+    expect(page.locator("#said .user.message")).to_have_count(3)
+    expect(page.locator("#said .user-row.found")).to_contain_text("My sister Odile keeps bees in Annecy.")
+    expect(page.locator("#said .user.message").first).to_be_in_viewport()
+    expect(page.locator("#list .selected")).to_contain_text("My sister Odile")
+    turn = page.url.partition("#turn/")[2]
+    page.goto("about:blank")
+    page.goto(f"{server.url}/ui/#turn/{turn}")  # the address alone leads there, too
+    expect(page.locator("#said .user-row.found")).to_contain_text("Annecy.")
+    page.evaluate("location.hash = 'turn/' + '0'.repeat(32)")
+    expect(page.locator("#notice")).to_contain_text("There is no turn")
+
+    go(page, "memories")
+    page.locator("#remembered article", has_text="I row.").get_by_role("link", name="Open chat").click()
+    expect(page.locator("#said .user-row.found")).to_contain_text("I row.")
+    expect(page.locator("#remembered")).to_be_hidden()
+
+
+def test_a_hostile_memory_is_text_everywhere(page, server, trap):
+    hostile = f"""bees <img src="{trap.url}/a.png" onerror="window.ran=1"></textarea></blockquote>
+<script>window.ran=2</script>
+'"><svg onload="window.ran=3"> [x](javascript:window.ran=4) ${{1+1}} {{{{1+1}}}}"""
+    person = someone(server)
+    plant(server, person, hostile, hostile)
+    come_in(page, server, person)
+    (memory,) = remembered(server, person)
+    search = "memories?q=" + "bees %3Cimg src=x onerror=window.ran=5%3E"
+    places = [
+        "memories",
+        "memories?state=answers",
+        search,
+        f"memories/{memory.id}?do=correct",
+        f"memories/{memory.id}/delete",
+    ]
+    for place in places:
+        go(page, place)
+        expect(page.locator("#remembered .body blockquote").first).to_contain_text('<img src="')
+        assert page.locator("#remembered .content").locator("img, script, svg, iframe").count() == 0, place
+    go(page, "memories/carry")
+    bring(page, "a.json", b"<img src=x onerror=window.ran=6><svg onload=window.ran=7>")
+    expect(page.locator("#arriving")).to_contain_text("begins with '<img src=x")
+    assert page.locator("#remembered .content").locator("img, svg").count() == 0
+    go(page, "memories/<img src=x onerror=window.ran=8>")
+    expect(page.locator("#remembered .wrong")).to_be_visible()
+    page.get_by_role("link", name="Back to the conversation").click()
+    line = hostile.splitlines()[0]
+    say(page, line)
+    anew(page)
+    say(page, f"{line} indeed")
+    expect(page.locator("#recalled article").first).to_contain_text("onerror=")
+    assert page.locator("#recalled").locator("img, script, svg").count() == 0
+    assert page.evaluate("window.ran") is None and trap.connections == 0
+
+
+def test_what_is_gone_or_refused_is_told_in_a_sentence(page, server):
+    person = someone(server)
+    plant(server, person, "I keep bees.", "Good.")
+    come_in(page, server, person)
+    (memory,) = remembered(server, person)
+    go(page, "memories")
+    expect(page.locator("#remembered article")).to_have_count(1)
+    key = {"Authorization": f"Bearer {server.accounts.issue(person, 'api_key')}"}
+    assert httpx.post(f"{server.url}/memories/{memory.id}/delete", headers=key).status_code == 200
+    page.get_by_role("button", name="Pin", exact=True).click()  # in the tab where it still stands
+    expect(page.locator("#remembered .wrong")).to_contain_text("There is no memory")
+    page.context.clear_cookies()
+    page.get_by_role("link", name="Pinned").click()
+    expect(page).to_have_url(f"{server.url}/sign-in")
+
+
+def test_nobody_meets_the_memories_of_another(server):
+    ana, bo = someone(server), someone(server)
+    plant(server, bo, "My zebrafinch sings.", "It sings.")
+    (memory,) = remembered(server, bo)
+    as_ana = {"Cookie": f"mongars_session={server.accounts.issue(ana, 'session')}", "X-Fragment": "1"}
+    data = {"text": "x", "confirm": "nothing", "last": "2999-01-01", "since": "", "pinned": "true"}
+    tried = 0
+    for router in (memories_page, changes):
+        for route in router.routes:
+            (method,) = route.methods
+            tried += 1
+            path = route.path.replace("{id}", memory.id).replace("{format}", "json")
+            options = {"data": data} if method == "POST" else {"params": {"q": "My z sings"}}
+            ours = httpx.request(method, server.url + path, headers=as_ana, **options)
+            assert "zebrafinch" not in ours.text and ours.status_code < 500, path
+            if memory.id in path:
+                nothing = httpx.request(
+                    method, server.url + path.replace(memory.id, "0" * 32), headers=as_ana, **options
+                )
+                assert ours.status_code == nothing.status_code == 404, path
+                assert ours.text.replace(memory.id, "0" * 32) == nothing.text
+            assert httpx.request(method, server.url + path, **options).status_code == 401, path
+            if method == "POST":
+                foreign = as_ana | {"Origin": "http://elsewhere.example"}
+                assert httpx.post(server.url + path, headers=foreign, data=data).status_code == 403, path
+    assert tried == 14
+    (kept,) = remembered(server, bo)
+    assert kept == memory and len(remembered(server, bo, roles=())) == 2
+
+
+def test_the_memories_fit_a_phone_and_the_keyboard(browser, server):
+    person = someone(server)
+    turn = plant(server, person, "A" + "very" * 60 + "longword", "Yes.")
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    page = context.new_page()
+    page.goto(f"{server.url}/enter?token={server.accounts.issue(person, 'sign_in')}")
+    page.get_by_role("button", name="Conversations").tap()
+    page.get_by_role("link", name="Memories", exact=True).tap()
+    expect(page.locator("#remembered article")).to_be_in_viewport()
+    expect(page.get_by_role("button", name="Conversations", expanded=False)).to_be_visible()
+    (memory,) = remembered(server, person)
+    places = {
+        "memories": "article",
+        f"memories/{memory.id}?do=correct": "#right",
+        f"memories/{memory.id}/delete": ".sure",
+        "memories/carry": "#file",
+    }
+    right = "e => Math.max(...[...e.querySelectorAll('*')].map(part => part.getBoundingClientRect().right))"
+    for place, mark in places.items():
+        go(page, place)
+        expect(page.locator(f"#remembered {mark}").first).to_be_visible()
+        assert page.locator("#remembered").evaluate(right) <= 390, place
+    go(page, "memories")
+    page.locator("#remembered h1").focus()
+    names = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        names.append(
+            page.evaluate(
+                "(document.activeElement.getAttribute('aria-label') || document.activeElement.innerText)"
+            )
+        )
+        if names[-1] == "Delete":
+            break
+    for name in (
+        "Search the memories",
+        "Search",
+        "Now",
+        "Add a note",
+        "Pin",
+        "Correct",
+        "History",
+        "Open chat",
+    ):
+        assert name in names, names
+    page.keyboard.press("Escape")
+    expect(page.locator("#remembered")).to_be_hidden()
+    assert turn and page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()

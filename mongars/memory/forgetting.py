@@ -199,6 +199,14 @@ class Forgetting:
             remove(session, counter, all_of_it)
         return self._wiped(all_of_it)
 
+    def outlook(self, person: str, id: str) -> Forgotten:
+        """What `one` would remove; nothing is removed, and `wiped` says nothing."""
+        with self.store.reading() as session:
+            owned(session, person, id)
+            all_of_it = doomed(session, person, {id})
+        counts = len(all_of_it.memories), len(all_of_it.exchanges), len(all_of_it.answers)
+        return Forgotten(*counts, wiped=None)
+
     def conversation(self, person: str, id: str) -> Forgotten:
         """Remove a conversation and all that was said in it; of an imported one, what was remembered of it."""
         with self.store.writing() as session:

@@ -68,7 +68,8 @@ class Doorkeeper:
         room = path == "/ui" or path.startswith("/ui/")
         if scope["type"] == "websocket" and room:
             return await send({"type": "websocket.close"})
-        if scope["type"] != "http" or not (room or path in GATES or path.startswith("/pages/")):
+        ours = path in GATES or path == "/memories" or path.startswith(("/pages/", "/memories/"))
+        if scope["type"] != "http" or not (room or ours):
             return await self.app(scope, receive, send)
         request, nonce = Request(scope, receive), secrets.token_urlsafe(16)
         send = with_headers(send, (ROOM_POLICY if room else GATE_POLICY).format(nonce=nonce), path)

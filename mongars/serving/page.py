@@ -17,13 +17,18 @@ from fastapi.staticfiles import StaticFiles
 
 from ..base.errors import MongarsError
 from ..base.outbound import keep_quiet
+from .arrivals import Arrivals
 from .doorkeeper import Doorkeeper
 from .doors import PAGES, doors, template, told
+from .memories_page import changes, memories_page
 from mongars.serving.view import (
     SHOWN_CONVERSATIONS,
     View,
     bubbles,
+    is_paused,
     look,
+    look_for,
+    pause_notice,
     plain,
     recalled,
     status,
@@ -64,6 +69,7 @@ def room(app: FastAPI):
         with gr.Sidebar(label="Conversations", width=272, elem_id="past"):
             html(template("brand.html").template, "brand", ours=True)
             new = gr.Button("New conversation", elem_id="new", variant="primary")
+            html('<a href="#memories">Memories</a>', "to-memories", ours=True)
             past = gr.Radio([], label="Conversations", show_label=False, elem_id="list", container=False)
             who = html("", "who", ours=True)
         with gr.Column(elem_id="talk"):
@@ -73,26 +79,40 @@ def room(app: FastAPI):
                 group_consecutive_messages=False, feedback_options=None, scale=1,
             )  # fmt: skip
             notice = html("", "notice")
+            aside = html("", "aside")
             box = gr.Textbox(
                 label="Your message", show_label=False, placeholder="Write to monGARS …", autofocus=True,
                 lines=1, max_lines=8, submit_btn="Send", stop_btn=False, elem_id="box", container=False,
             )  # fmt: skip
-            line = html("", "status")
+            with gr.Row(elem_id="foot"):
+                line = html("", "status")
+                pause = gr.Checkbox(
+                    label="Don’t remember this conversation", elem_id="pause", container=False
+                )
         with gr.Sidebar(label="Memories", width=296, position="right", elem_id="memories"):
-            html("<h2>Recalled for this answer</h2>", "recalled-title")
-            panel = html("", "recalled")
+            html(
+                '<h2>Recalled for this answer</h2><a href="#memories">All memories</a>',
+                "recalled-title",
+                ours=True,
+            )
+            panel = html("", "recalled", ours=True)
         conversation = gr.Textbox(visible=False, label="Conversation id")
-        everything = [said, conversation, box, notice, panel, line, past, who]
+        place = gr.Textbox(
+            visible="hidden", label="Turn to be shown", elem_id="place"
+        )  # room.js writes into it
+        before = gr.Textbox(visible=False, label="Where the shown part of the conversation ends")
+        everything = [said, conversation, box, notice, panel, line, past, who, pause, aside, before]
 
         def show(view: View, person_id: str, clear: bool = False) -> list:
             now, here = datetime.now(), house()
-            current = view.turns[-1].conversation_id if view.turns else ""
+            current, paused = view.conversation_id, is_paused(here, person_id, view)
             buttons = {"submit_btn": not view.answering and "Send", "stop_btn": view.answering and "Stop"}
             choices = titles(here.conversations.conversations(person_id, SHOWN_CONVERSATIONS), now)
             return [
                 bubbles(view), current, gr.Textbox(**buttons, **({"value": ""} if clear else {})),
                 f'<p role="alert">{told(view.notice)}</p>' if view.notice else "", recalled(view, now),
-                status(here, view), gr.Radio(choices=choices, value=current or None), signed_in(here, person_id),
+                status(here, view), gr.Radio(choices=choices, value=current if view.turns else None),
+                signed_in(here, person_id), paused, pause_notice(paused), view.before,
             ]  # fmt: skip
 
         def open_page(request: gr.Request) -> list:
@@ -104,9 +124,29 @@ def room(app: FastAPI):
             except MongarsError as error:
                 return show(View(notice=error.detail), request.username)
 
-        async def answer(text: str, id: str, request: gr.Request):
+        def open_turn(wanted: str, id: str, paused: bool, request: gr.Request) -> list:
+            turn = str(wanted).partition(" ")[0]  # a number follows: the same turn may be wanted again
+            if not turn and not id:
+                return show(View(paused=paused is True), request.username)
+            try:
+                found = look_for if turn else look
+                return show(found(house(), request.username, turn or id), request.username)
+            except MongarsError as error:
+                return show(View(notice=error.detail if turn else ""), request.username)
+
+        def set_pause(paused: bool, id: str, request: gr.Request) -> list:
+            try:
+                if id:
+                    house().conversations.pause(request.username, id, paused is True)
+                return [paused is True, pause_notice(paused is True), ""]
+            except MongarsError as error:
+                return [False, "", f'<p role="alert">{told(error.detail)}</p>']
+
+        async def answer(text: str, id: str, paused: bool, request: gr.Request):
             begun, shown = False, 0.0
-            async with contextlib.aclosing(talk(house(), request.username, text, id)) as views:
+            async with contextlib.aclosing(
+                talk(house(), request.username, text, id, paused is True)
+            ) as views:
                 async for view in views:
                     if not begun or not view.answering:
                         yield await asyncio.to_thread(show, view, request.username, clear=view.answering)
@@ -123,12 +163,12 @@ def room(app: FastAPI):
                 await asyncio.sleep(0.1)
             return await asyncio.to_thread(show, view, request.username)
 
-        def look_at(id: str, event: gr.SelectData, request: gr.Request) -> str:
+        def look_at(id: str, before: str, event: gr.SelectData, request: gr.Request) -> str:
             place = event.index // 2  # each turn is a question and an answer
-            return recalled(look(house(), request.username, id, place), datetime.now())
+            return recalled(look(house(), request.username, id, place, before), datetime.now())
 
         sending = box.submit(
-            answer, [box, conversation], everything, concurrency_limit=None, trigger_mode="once",
+            answer, [box, conversation, pause], everything, concurrency_limit=None, trigger_mode="once",
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -137,7 +177,11 @@ def room(app: FastAPI):
         past.input(None, cancels=[sending]).then(
             open_conversation, [past], everything, preprocess=False, **quiet
         )
-        said.select(look_at, [conversation], [panel], **quiet)
+        place.submit(None, cancels=[sending]).then(
+            open_turn, [place, conversation, pause], everything, **quiet
+        )
+        pause.input(set_pause, [pause, conversation], [pause, aside, notice], **quiet)
+        said.select(look_at, [conversation, before], [panel], **quiet)
         new.click(None, cancels=[sending]).then(open_page, None, everything, **quiet)
         blocks.load(open_page, None, everything, **quiet)
         gr.api(chat, api_name="chat", concurrency_limit=None)
@@ -156,6 +200,9 @@ def add_page(app: FastAPI) -> FastAPI:
     import gradio as gr
 
     app.include_router(doors)
+    app.state.arrivals = Arrivals()
+    app.include_router(memories_page)
+    app.include_router(changes)
     app.mount("/pages", StaticFiles(directory=PAGES))
     system = ["ui-sans-serif", "system-ui", "sans-serif"]
     theme = gr.themes.Base(font=system, font_mono=["ui-monospace", "monospace"])
