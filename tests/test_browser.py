@@ -23,6 +23,7 @@ from mongars.base.store import Store
 from mongars.memory.catalogue import Catalogue
 from mongars.memory.conversations import Conversations, Outcome
 from mongars.memory.records import ASSISTANT, Encoded, Told
+from mongars.neurons.model_folder import fingerprint
 from mongars.serving.accounts import Accounts
 from mongars.serving.memories_page import changes, memories_page
 
@@ -55,6 +56,7 @@ uvicorn.run(add_page(create_app(settings)), host="127.0.0.1", port=port, log_lev
 class Server:
     url: str
     store: Store
+    encoder: str  # fingerprint
 
     @property
     def accounts(self) -> Accounts:
@@ -77,7 +79,8 @@ def server(tmp_path_factory) -> Iterator[Server]:
             while not is_ready(url):
                 assert process.poll() is None and time.monotonic() < until, (home / "log").read_text()
                 time.sleep(0.2)
-            yield Server(url, Store(f"sqlite:///{home / 'mongars.sqlite3'}"))
+            encoder = f"encoder/{fingerprint(home / 'encoder')[:16]}/mean/float32"
+            yield Server(url, Store(f"sqlite:///{home / 'mongars.sqlite3'}"), encoder)
         finally:
             process.kill()
             process.wait()
@@ -161,10 +164,11 @@ def answered(page) -> None:
 
 def plant(server: Server, person, question: str, answer: str, at: datetime | None = None) -> str:
     """A conversation in the database, as if it had been had; the turn's id."""
-    talk, now, vector = Conversations(server.store), at or datetime.now(UTC), np.ones((1, 32), np.float32)
+    talk, now = Conversations(server.store), at or datetime.now(UTC)
+    vector = np.zeros((1, 32), np.float32)  # of the server's encoder, and like nothing
 
     def encoded(text: str, role: str, speaker: str) -> Encoded:
-        return Encoded(Told(text, now, role), speaker, ((0, len(text)),), vector, "elsewhere")
+        return Encoded(Told(text, now, role), speaker, ((0, len(text)),), vector, server.encoder)
 
     turn = talk.open(person.id, encoded(question, "user", person.username))
     outcome = Outcome(answer, "stop", "tiny", None, 1, 1)
