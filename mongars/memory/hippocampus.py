@@ -192,11 +192,13 @@ class Hippocampus:
         fingerprint: str | None = None,  # of the encoder that made it; by default the one in use
         without: Collection[str] = (),  # exchanges that are in sight anyway
         least: float | None = None,  # likeness; by default what is worth showing
+        likely: float | None = None,  # confidence: below it nothing, from it on all, whatever their likeness
     ) -> Recall:
         """The `k` things this person said that hold now, or held at `as_of`, and matter most for the question.
 
         A question that names a time is about that time: "before May" finds what held then, "on 12 May" what was said
         on that day or names it. What was said several times is one item, which names each time (`Memory.also`).
+        In a language that the encoder does not read, `likely` counts for nothing: no confidence was fitted there.
         """
         if k < 1:
             return Recall()
@@ -221,8 +223,12 @@ class Hippocampus:
             wanted = 3 * k + 8
             while True:
                 ranking = copy.entries.rank(
-                    question, vector, wanted, now, as_of, hidden, besides, asker=asker, days=days
+                    question, vector, wanted, now, as_of, hidden, besides, asker=asker, days=days, among=k
                 )
+                if likely is not None and ranking.fitted:
+                    if ranking.confidence < likely:
+                        return Recall((), ranking.confidence)
+                    least = -np.inf
                 items = self._told(session, ranking, question, least)
                 if len(items) >= k or len(ranking.items) < wanted:
                     return Recall(items[:k], ranking.confidence)

@@ -34,7 +34,7 @@ from mongars.memory.features import (
 )
 from .postings import Column, Postings
 from .vectors import Sittings, Vectors
-from .words import MONTHS
+from .words import MONTHS, language_of
 
 # %% ../../nbs/memory/14_ranking.ipynb #ee6501b0
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class Ranking:
 
     items: tuple[Ranked, ...] = ()
     confidence: float = 0.0
+    fitted: bool = (
+        True  # the encoder reads the question's language, as it did where the confidence was fitted
+    )
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,7 @@ class WorkingSet:
         days: Sequence[
             tuple[date, date]
         ] = (),  # that are asked for, beside those written out in the question
+        among: int | None = None,  # the confidence is about the first so many; by default `k`
     ) -> Ranking:
         """The `k` memories that matter most for a question; of equal ones the newer first."""
         with self.lock:
@@ -254,8 +258,15 @@ class WorkingSet:
                 return Ranking()
             order = self._order(scored)
             items = self._items(scored, order, k, only)
-            sure = probability(self.signals(scored, k, order), self.fusion.confidence) if items else 0.0
-            return Ranking(items, round(sure, 4))
+            sure = (
+                probability(self.signals(scored, among or k, order), self.fusion.confidence) if items else 0.0
+            )
+            return Ranking(items, round(sure, 4), self.reads(question))
+
+    def reads(self, text: str) -> bool:
+        """Whether the encoder reads a text's language, as far as it can be told."""
+        language = language_of(text)
+        return not language or language in self.languages
 
     def score(self, question: str, vector, allowed: np.ndarray, asker: str | None = None, days=()) -> Scored:
         """The scores of the rows that come into question."""
@@ -263,9 +274,7 @@ class WorkingSet:
         seen = self._see(question, vector, asked, allowed, days)
         rows, sample = self._candidates(seen)
         made = self.features(seen, rows, sample, asked, asker)
-        far = self.columns["far"].values[rows] | (
-            bool(asked.language) and asked.language not in self.languages
-        )
+        far = self.columns["far"].values[rows] | (not self.reads(question))
         parts = made * np.where(far[:, None], self.fusion.far, self.fusion.near)
         return Scored(seen, rows, sample, made, parts, parts.sum(1))
 
@@ -280,8 +289,10 @@ class WorkingSet:
         rest = float(
             (np.maximum(some.weights - 1, 0) * np.exp(np.minimum(scored.scores[some.places], 50))).sum()
         )
+        cosines = scored.seen.cosines[scored.rows[some.places]]
+        usual = float(some.weights @ cosines) / max(float(some.weights.sum()), 1e-6)
         vectors = self.vectors.some(scored.rows[order[:TOP]])
-        return signals(scored.seen, scored.rows, scored.scores, order, vectors, k, rest)
+        return signals(scored.seen, scored.rows, scored.scores, order, vectors, k, rest, usual)
 
     def _items(self, scored: Scored, order: np.ndarray, k: int, only) -> tuple[Ranked, ...]:
         found: dict[str, Ranked] = {}
