@@ -87,12 +87,12 @@ def answers(tmp_path_factory) -> list[dict]:
             for text in [story["told"], *STORIES["unrelated"][n : n + 3]]:
                 await say(house, person, text, short)
             row = {"told": story["told"]}
-            for name, memories in (("without", 0), ("with", settings.memories)):
+            for name, memories in (("without", 0), ("with", settings.most_memories)):
                 house.cortex.memories = memories
                 event = await say(house, person, story["asked"], whole)
                 row[name] = any(word in event.turn.response.lower() for word in story["expected"])
                 row["recalled"] = [m.text for m in event.memories]
-            house.cortex.memories = settings.memories
+            house.cortex.memories = settings.most_memories
             rows.append(row)
         await house.close()
         return rows

@@ -75,7 +75,12 @@ class Settings(BaseSettings):
     answers_waiting: int = Field(
         8, ge=0, le=1000, description="requests that may wait for a place; beyond, 429"
     )
-    memories: int = Field(2, ge=0, le=12, description="most memories shown to the model for one answer")
+    memories: int | None = Field(
+        None,
+        ge=0,
+        le=12,
+        description="most memories shown to the model; unset: 2 to the default model, 8 to others",
+    )
     memory_cache_mb: int = Field(
         256,
         ge=1,
@@ -97,6 +102,16 @@ class Settings(BaseSettings):
     def local_models(self) -> tuple[str, ...]:
         """The models that must be on this machine: the chat model first, if it runs here."""
         return (self.embedder,) if self.model_is_remote else (self.model, self.embedder)
+
+    @property
+    def reads_little(self) -> bool:
+        """Whether the model is so small that it reads a sentence or two well, and more badly."""
+        return self.model == type(self).model_fields["model"].default
+
+    @property
+    def most_memories(self) -> int:
+        """The most memories shown to the model for one answer."""
+        return (2 if self.reads_little else 8) if self.memories is None else self.memories
 
     @property
     def on_loopback(self) -> bool:

@@ -15,7 +15,18 @@ from .features import ASKS, Seen, beside
 
 # %% ../../nbs/memory/15_confidence.ipynb #7c6eb3dd
 TOP = 10  # memories that are looked at
-SIGNALS = ("lead", "window", "gap", "answers", "adjacent", "agreement", "sittings", "cohesion", "log_k")
+SIGNALS = (
+    "lead",
+    "window",
+    "gap",
+    "answers",
+    "adjacent",
+    "agreement",
+    "sittings",
+    "cohesion",
+    "log_k",
+    "crowd",
+)
 USUAL_MASS = 20.0  # memories of usual score that are imagined beside those there are
 
 
@@ -28,6 +39,7 @@ def signals(
     k: int,  # how many were asked for
     rest: float = 0.0,  # sum of exp(score) over memories that were not scored
     usual: float = 0.0,  # mean cosine of all memories with the question
+    crowd: float = 0.0,  # ln of how many memories a sitting has
 ) -> np.ndarray:
     """What tells an answer from the best of nothing; (signals,) float64 in the order of `SIGNALS`."""
     best = order[:TOP]
@@ -48,11 +60,16 @@ def signals(
         "sittings": len(np.unique(seen.sitting[top])) / TOP,
         "cohesion": alike,
         "log_k": math.log(k),
+        "crowd": crowd,
     }
     return np.array([values[name] for name in SIGNALS], float)
 
 
-def probability(values: np.ndarray, weights: Mapping[str, float]) -> float:
-    """The logistic model's answer, 0 to 1; `weights` has a `bias` and one weight for each signal."""
-    logit = weights["bias"] + sum(w * v for w, v in zip((weights[s] for s in SIGNALS), values, strict=True))
-    return 1 / (1 + math.exp(-max(-30.0, min(30.0, float(logit)))))
+def probability(values: np.ndarray, alone: Mapping[str, float], crowded: Mapping[str, float]) -> float:
+    """The logistic model's answer, 0 to 1.
+
+    `alone` has a `bias` and one weight for each signal; `crowded`, times the crowd, is added to each but the crowd's.
+    """
+    given = dict(zip(SIGNALS, values.tolist(), strict=True)) | {"bias": 1.0}
+    logit = sum((alone[s] + given["crowd"] * crowded.get(s, 0.0)) * value for s, value in given.items())
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))

@@ -73,7 +73,10 @@ class Answered:
 
 
 Event = Started | Said | Sentence | Answered
-LIKELY = 0.1  # nothing is shown if it is less likely that the answer is among it
+LIKELY = (
+    0.04,
+    0.2,
+)  # below this probability of an answer nothing is shown, from that on the best whatever it is
 CLOSE = 2.5  # a further memory is shown if its score is at most so far below the best one's (nats)
 BEING_ANSWERED = "The same Idempotency-Key is being answered right now. Try again in a moment."
 BROKEN_OFF = "The answer was broken off before it began; your message is kept."
@@ -89,10 +92,11 @@ class Cortex:
         conversations: Conversations,
         model: LanguageModel,
         memories: int = 2,
+        close: float = CLOSE,
         clock: Callable[[], datetime] = now_utc,
     ):
         self.hippocampus, self.conversations, self.model = hippocampus, conversations, model
-        self.memories, self.clock = memories, clock
+        self.memories, self.close_by, self.clock = memories, close, clock
         self._works: dict[asyncio.Task, _Work] = {}
         self._keys: set[tuple[str, str]] = set()  # of messages that are being answered
         self._closing = False
@@ -202,7 +206,7 @@ class _Work:
             ask.person, ask.text, cortex.memories, cortex.clock(), vector=said.vectors[0],
             fingerprint=said.fingerprint, without=in_sight, likely=LIKELY,
         )  # fmt: skip
-        items = close_ones(recall.items)
+        items = close_ones(recall.items, cortex.close_by)
         shown = [Shown(m.text, m.speaker, m.last_said) for m in items]
         draft = Draft(
             ask.text, ask.directives, memories=shown, recent=recent,
@@ -268,9 +272,9 @@ class _Work:
         return cortex.conversations.finish(self.ask.person, turn.id, outcome, now, said, memories)
 
 
-def close_ones(items: Sequence[Memory]) -> tuple[Memory, ...]:
+def close_ones(items: Sequence[Memory], close: float) -> tuple[Memory, ...]:
     """The best memory, and those nearly as good: a small model reads one sentence well, and four badly."""
-    return tuple(m for m in items if m.score >= items[0].score - CLOSE)
+    return tuple(m for m in items if m.score >= items[0].score - close)
 
 
 def as_messages(turns: Sequence[Turn]) -> tuple[Message, ...]:

@@ -10,6 +10,7 @@ __all__ = ['check_port', 'chosen_adapter', 'remote', 'language_model', 'prepare'
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -187,7 +188,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     store = prepare(settings, say, port=False)
     say("Loading the models")
     from mongars.memory.conversations import Conversations
-    from mongars.mind.cortex import Cortex
+    from mongars.mind.cortex import CLOSE, Cortex
     from mongars.serving.tokens import Tokens
 
     model = language_model(settings)
@@ -211,5 +212,11 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         embedder=embedder,
         conversations=conversations,
         hippocampus=hippocampus,
-        cortex=Cortex(hippocampus, conversations, model, settings.memories),
+        cortex=Cortex(
+            hippocampus,
+            conversations,
+            model,
+            settings.most_memories,
+            CLOSE if settings.reads_little else math.inf,
+        ),
     )
