@@ -157,7 +157,7 @@ def alone(place: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise Busy(
-            f"Another process has been at work on {place} for {PATIENCE} s. Try again when it has ended.",
+            f"What is learnt from has been held by another process for {PATIENCE} s. Try again when it has ended.",
             PATIENCE,
         ) from None
 
