@@ -107,9 +107,7 @@ def consenting(session: Session, person: str | None = None) -> list[str]:
     return list(session.exec(asked.order_by(Consent.person_id)))
 
 
-def gathered(
-    session: Session, person: str, since: datetime | None = None, scrub: Callable[[str], str] = unchanged
-) -> tuple[list[Row], list[Said]]:
+def gathered(session: Session, person: str, since: datetime | None = None) -> tuple[list[Row], list[Said]]:
     """What a person typed since a moment, with the answers, and all of the regression set; as rows and as exchanges."""
     ask, answer = aliased(Utterance), aliased(Utterance)
     asked = (
@@ -127,11 +125,10 @@ def gathered(
     for exchange, question, reply, rating, placed in session.exec(asked):
         said.append(Said(exchange.id, exchange.conversation_id, question.said_at, placed))
         ids = (person, exchange.conversation_id, exchange.id)
-        rows.append(Row(*ids, "user", scrub(question.text), question.said_at))
+        rows.append(Row(*ids, "user", question.text, question.said_at))
         edit = rating and rating.edit
         if reply is not None and (exchange.finish_reason in WHOLE or edit):
-            verdict = rating and rating.score, edit and scrub(edit)
-            rows.append(Row(*ids, "assistant", scrub(reply.text), reply.said_at, *verdict))
+            rows.append(Row(*ids, "assistant", reply.text, reply.said_at, rating and rating.score, edit))
     return rows, said
 
 # %% ../../nbs/growth/15_curation.ipynb #8bf7e87e
@@ -186,7 +183,7 @@ def snapshot(
         with store.reading() as session:
             people, everybody = consenting(session, person), session.exec(select(func.count(Person.id))).one()
             for one in people:
-                typed, said = gathered(session, one, since, scrub)
+                typed, said = gathered(session, one, since)
                 sides = divide(said, gate, regression)
                 rows += [replace(row, split=sides[row.exchange]) for row in typed if row.exchange in sides]
                 kept = {
@@ -195,6 +192,7 @@ def snapshot(
                 new += [{"id": id, "split": side, "now": now} for id, side in kept.items() if side != GATE]
                 waiting += len(said) - len(sides)
         check_enough(rows, least, len(people), everybody)
+        rows = [replace(r, text=scrub(r.text), edit=r.edit and scrub(r.edit)) for r in rows]
         if new:
             with store.writing() as session:
                 session.execute(PLACE, new)
