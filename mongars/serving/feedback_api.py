@@ -83,16 +83,16 @@ def ratings(
     return FeedbacksShape(items=[shape_of(verdict) for verdict in items], next=cursor)
 
 
-@feedback_api.get("/feedback/{turn_id}", responses=problems(404))
-def rating(house: HouseHere, person: PersonHere, turn_id: str) -> FeedbackShape:
+@feedback_api.get("/feedback/{id}", responses=problems(404))
+def rating(house: HouseHere, person: PersonHere, id: str) -> FeedbackShape:
     """What was thought of one answer."""
-    return shape_of(house.ratings.get(person.id, turn_id))
+    return shape_of(house.ratings.get(person.id, id))
 
 
-@feedback_api.delete("/feedback/{turn_id}", responses=problems(404))
-def take_back(house: HouseHere, person: PersonHere, turn_id: str) -> TakenBack:
+@feedback_api.delete("/feedback/{id}", responses=problems(404))
+def take_back(house: HouseHere, person: PersonHere, id: str) -> TakenBack:
     """Take a rating back, for good; an edit leaves the data to learn from, too."""
-    return TakenBack(wiped=house.ratings.remove(person.id, turn_id))
+    return TakenBack(wiped=house.ratings.remove(person.id, id))
 
 
 @feedback_api.get("/me/consent", responses=problems())
