@@ -82,6 +82,7 @@ class Hippocampus:
         self, store: Store, embedder: Embedder, cache_mb: int = 256, reading: Reading | None = None,
         least: float = RELEVANT,
         former: Callable[[str], Embedder | None] = lambda fingerprint: None,  # opens one from before, if it can
+        after: Callable[[str], object] = lambda person: None,  # called when something of a person was forgotten
     ):  # fmt: skip
         self.store, self.embedder, self.least = store, embedder, least
         self.encoding = Encoding(store, embedder, reading or Reading(), former)
@@ -92,7 +93,7 @@ class Hippocampus:
             cache_mb << 20,
             encoder_of=self.encoding.comparing,
         )
-        self.catalogue, self.forgetting = Catalogue(store), Forgetting(store)
+        self.catalogue, self.forgetting = Catalogue(store), Forgetting(store, after)
         self.consolidation = Consolidation(store, self.encoding, self.forgetting)
 
     def name(self, person: str) -> str:
