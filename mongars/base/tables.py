@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['new_id', 'UtcDateTime', 'now_utc', 'moment', 'Person', 'Credential', 'Conversation', 'Exchange', 'Utterance',
-           'MemoryCounter', 'Remembered', 'Provenance', 'Tombstone', 'Embedding', 'Recollection']
+           'MemoryCounter', 'Remembered', 'Provenance', 'Tombstone', 'Embedding', 'Recollection', 'Rating', 'Consent',
+           'Placement']
 
 # %% ../../nbs/base/03_tables.ipynb #3cac332e
 import secrets
@@ -263,3 +264,38 @@ class Recollection(SQLModel, table=True):
     rank: int
     score: float
     reasons: dict = Field(default_factory=dict, sa_type=JSON)  # the parts of the score
+
+# %% ../../nbs/base/03_tables.ipynb #d3862e68
+class Rating(SQLModel, table=True):
+    """What a person thinks of an answer, and perhaps what it should have been."""
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["exchange_id", "person_id"], ["exchange.id", "exchange.person_id"], ondelete="CASCADE"
+        ),
+        Index("ix_rating_person_rated", "person_id", "rated_at", "exchange_id"),
+    )
+
+    exchange_id: str = Field(primary_key=True, max_length=32)
+    person_id: str = Field(max_length=32)
+    score: int  # 1: good, 0: neither, -1: bad
+    comment: str | None = None
+    edit: str | None = None  # what the answer should have been
+    edited_at: datetime | None = moment(default=None, nullable=True)
+    rated_at: datetime = moment(default_factory=now_utc)
+
+
+class Consent(SQLModel, table=True):
+    """Whether a person lets the assistant learn from what they say, and since when."""
+
+    person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    training: bool
+    changed_at: datetime = moment(default_factory=now_utc)
+
+
+class Placement(SQLModel, table=True):
+    """The side on which an exchange stands in every snapshot from now on: `train` or `regression`."""
+
+    exchange_id: str = Field(foreign_key="exchange.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    split: str = Field(max_length=16)
+    placed_at: datetime = moment(default_factory=now_utc)
