@@ -9,6 +9,7 @@ __all__ = ['RELEVANT', 'COVERED', 'BATCH', 'CANDIDATES', 'Recall', 'Hippocampus'
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 from sqlmodel import Session, col, func, select
@@ -20,6 +21,7 @@ from .catalogue import Catalogue
 from .consolidation import Consolidated, Consolidation
 from .encoding import Encoding, Reading
 from .forgetting import Forgetting
+from .query_maps import Mapped, QueryMaps
 from .ranking import Entry, Ranking
 from mongars.memory.records import (  # noqa: F401  (others look for some of them here)
     ASSISTANT,
@@ -50,6 +52,7 @@ class Recall:
 
     items: tuple[Memory, ...] = ()
     confidence: float = 0.0
+    mapped: Mapped = Mapped()  # what the question's vector went through
 
 
 RELEVANT = 0.28  # least likeness of a memory that is worth showing
@@ -65,6 +68,7 @@ class Hippocampus:
         self, store: Store, embedder: Embedder, cache_mb: int = 256, reading: Reading | None = None,
         least: float = RELEVANT,
         former: Callable[[str], Embedder | None] = lambda fingerprint: None,  # opens one from before, if it can
+        home: Path | None = None,  # where the maps of questions are kept
     ):  # fmt: skip
         self.store, self.embedder, self.least = store, embedder, least
         self.encoding = Encoding(store, embedder, reading or Reading(), former)
@@ -75,7 +79,11 @@ class Hippocampus:
             cache_mb << 20,
             encoder_of=self.encoding.comparing,
         )
-        self.catalogue, self.forgetting = Catalogue(store), Forgetting(store)
+        self.catalogue, self.forgetting, self.maps = (
+            Catalogue(store),
+            Forgetting(store),
+            QueryMaps(store, home),
+        )
         self.consolidation = Consolidation(store, self.encoding, self.forgetting)
 
     def name(self, person: str) -> str:
@@ -210,6 +218,7 @@ class Hippocampus:
                 encoder = self.encoding.encoder(copy.fingerprint)
                 vector, fingerprint = self.encoding.question(person, question, encoder), copy.fingerprint
             vector = self._comparable(copy, vector, fingerprint or self.embedder.fingerprint)
+            vector, mapped = self.maps.of(person, session).turn(vector, copy.fingerprint)
             past = period.past and not (as_of or period.as_of)
             hidden = copy.not_holding(as_of or period.as_of or now, now, past)
             besides = copy.told_later(as_of) if as_of else ()
@@ -225,7 +234,7 @@ class Hippocampus:
                 )
                 items = self._told(session, ranking, question, least)
                 if len(items) >= k or len(ranking.items) < wanted:
-                    return Recall(items[:k], ranking.confidence)
+                    return Recall(items[:k], ranking.confidence, mapped)
                 wanted *= 4  # most of what was found only asks
 
     @staticmethod

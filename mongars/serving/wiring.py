@@ -158,8 +158,9 @@ def open_memory(settings: Settings, store: Store) -> "Hippocampus":
     embedder = Embedder.open(model_store.locate(settings.embedder, settings.models), settings.models)
     reading = Reading(language_of, named_days, stripped, asked_period, corrects)
     return Hippocampus(
-        store, embedder, settings.memory_cache_mb, reading, former=lambda name: encoder_before(settings, name)
-    )
+        store, embedder, settings.memory_cache_mb, reading, former=lambda name: encoder_before(settings, name),
+        home=settings.home,
+    )  # fmt: skip
 
 
 def encoder_before(settings: Settings, fingerprint: str) -> "Embedder | None":
