@@ -73,12 +73,8 @@ class Hippocampus:
         self.store, self.embedder, self.least = store, embedder, least
         self.encoding = Encoding(store, embedder, reading or Reading(), former)
         self.sets = WorkingSets(
-            store,
-            embedder.fingerprint,
-            embedder.dimension,
-            cache_mb << 20,
-            encoder_of=self.encoding.comparing,
-        )
+            store, embedder.fingerprint, embedder.dimension, cache_mb << 20, encoder_of=self.encoding.comparing
+        )  # fmt: skip
         self.catalogue, self.forgetting, self.maps = (
             Catalogue(store),
             Forgetting(store),
