@@ -61,7 +61,7 @@ def common(name: str, scenes: int, embedder) -> Lessons:
 # %% ../../nbs/growth/24_recall_trial.ipynb #a6bb51ca
 @dataclass(frozen=True)
 class Marks:
-    """For each question the reciprocal rank of what answers it, 0 beyond the tenth."""
+    """For each question a mark from 0 to 1: one over the place of what answers it, 0 beyond the tenth."""
 
     queries: list[str]
     conversations: list[str]
@@ -81,8 +81,8 @@ class Trial:
         self.memory.add(entries, lessons.vectors)
         self.texts = [turn.text.strip().lower() for turn in lessons.turns]
 
-    def ranked(self, pair: Pair, query_map: QueryMap | None) -> list[int]:
-        """The rows that recall finds for a question among what was said before it, best first."""
+    def ranked(self, pair: Pair, query_map: QueryMap | None) -> dict[int, float]:
+        """The rows that recall finds for a question among what was said before it, best first, with their scores."""
         asked, vector = self.lessons.turns[pair.asked], self.lessons.vectors[pair.asked]
 
         def counts(id: str) -> bool:
@@ -91,14 +91,24 @@ class Trial:
         vector = vector if query_map is None else query_map(vector)
         before = asked.said_at - timedelta(microseconds=1)
         found = self.memory.rank(asked.text, vector, FIRST, asked.said_at, before, only=counts, asker="I")
-        return [int(item.id) for item in found.items]
+        return {int(item.id): item.score for item in found.items}
 
-    def marks(self, query_map: QueryMap | None = None) -> Marks:
-        """The marks of all questions."""
+    def marks(self, query_map: QueryMap | None = None, shares: bool = False) -> Marks:
+        """The marks of all questions; with `shares`, the answers' share of what speaks for all that is found.
+
+        A share moves with every change of a vector, where a place seldom does: whether little was lost is seen sooner.
+        """
         found = []
         for pair in self.lessons.pairs:
-            places = [n for n, row in enumerate(self.ranked(pair, query_map), 1) if row in pair.told]
-            found.append(1 / places[0] if places else 0.0)
+            ranked = self.ranked(pair, query_map)
+            places = [n for n, row in enumerate(ranked, 1) if row in pair.told]
+            if shares:
+                weight = np.exp(np.array(list(ranked.values())) - max(ranked.values(), default=0))
+                found.append(
+                    sum(float(weight[n - 1]) for n in places) / float(weight.sum()) if places else 0.0
+                )
+            else:
+                found.append(1 / places[0] if places else 0.0)
         asked = [self.lessons.turns[pair.asked] for pair in self.lessons.pairs]
         return Marks([t.exchange for t in asked], [t.conversation for t in asked], np.array(found))
 
