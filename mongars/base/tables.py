@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['new_id', 'UtcDateTime', 'now_utc', 'moment', 'Person', 'Credential', 'Conversation', 'Exchange', 'Utterance',
            'MemoryCounter', 'Remembered', 'Provenance', 'Tombstone', 'Embedding', 'Recollection', 'Rating', 'Consent',
-           'Placement']
+           'Placement', 'Adapter', 'Serving']
 
 # %% ../../nbs/base/03_tables.ipynb #3cac332e
 import secrets
@@ -299,3 +299,38 @@ class Placement(SQLModel, table=True):
     exchange_id: str = Field(foreign_key="exchange.id", ondelete="CASCADE", primary_key=True, max_length=32)
     split: str = Field(max_length=16)
     placed_at: datetime = moment(default_factory=now_utc)
+
+# %% ../../nbs/base/03_tables.ipynb #f2f38ff5
+class Adapter(SQLModel, table=True):
+    """Something that was learnt and passed the gate."""
+
+    __table_args__ = (Index("ix_adapter_kind_owner", "kind", "owner_id"),)
+
+    id: str = Field(default_factory=new_id, primary_key=True, max_length=32)
+    kind: str = Field(max_length=16)  # query_map
+    owner_id: str | None = Field(  # none: everybody's
+        default=None, foreign_key="person.id", ondelete="CASCADE", index=True, max_length=32
+    )
+    state: str = Field(default="candidate", max_length=16)
+    base: str = Field(max_length=128)  # fingerprint of the model it was made for
+    weights_sha256: str = Field(max_length=64)
+    parent_id: str | None = Field(  # what served when it was compared, and serves again after a rollback
+        default=None, foreign_key="adapter.id", ondelete="SET NULL", index=True, max_length=32
+    )
+    run: str = Field(max_length=64, unique=True)
+    data_hash: str = Field(max_length=64)
+    outcome: str = Field(max_length=32)  # of the gate
+    joules: float | None = None  # none: not known
+    created_at: datetime = moment(default_factory=now_utc)
+    changed_at: datetime = moment(default_factory=now_utc)
+
+
+class Serving(SQLModel, table=True):
+    """Which adapter of a kind serves a person, if any; the generation counts the changes."""
+
+    person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    kind: str = Field(primary_key=True, max_length=16)
+    adapter_id: str | None = Field(
+        default=None, foreign_key="adapter.id", ondelete="SET NULL", index=True, max_length=32
+    )
+    generation: int = 0

@@ -10,6 +10,7 @@ __all__ = ['RELEVANT', 'COVERED', 'BATCH', 'CANDIDATES', 'BY_ID', 'VECTORS', 'WI
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 from sqlalchemy import bindparam
@@ -22,6 +23,7 @@ from .catalogue import Catalogue
 from .consolidation import Consolidated, Consolidation
 from .encoding import Encoding, Reading
 from .forgetting import Forgetting
+from .query_maps import Mapped, QueryMaps
 from .ranking import Entry, Ranking
 from mongars.memory.records import (  # noqa: F401  (others look for some of them here)
     ASSISTANT,
@@ -53,6 +55,7 @@ class Recall:
 
     items: tuple[Memory, ...] = ()
     confidence: float = 0.0
+    mapped: Mapped = Mapped()  # what the question's vector went through
 
 
 RELEVANT = 0.28  # least likeness of a memory that is worth showing
@@ -83,17 +86,15 @@ class Hippocampus:
         least: float = RELEVANT,
         former: Callable[[str], Embedder | None] = lambda fingerprint: None,  # opens one from before, if it can
         after: Callable[[str], object] = lambda person: None,  # called when something of a person was forgotten
+        home: Path | None = None,  # where the maps of questions are kept
     ):  # fmt: skip
         self.store, self.embedder, self.least = store, embedder, least
         self.encoding = Encoding(store, embedder, reading or Reading(), former)
         self.sets = WorkingSets(
-            store,
-            embedder.fingerprint,
-            embedder.dimension,
-            cache_mb << 20,
-            encoder_of=self.encoding.comparing,
-        )
-        self.catalogue, self.forgetting = Catalogue(store), Forgetting(store, after)
+            store, embedder.fingerprint, embedder.dimension, cache_mb << 20, encoder_of=self.encoding.comparing
+        )  # fmt: skip
+        self.catalogue, self.maps = Catalogue(store), QueryMaps(store, home)
+        self.forgetting = Forgetting(store, after)
         self.consolidation = Consolidation(store, self.encoding, self.forgetting)
 
     def name(self, person: str) -> str:
@@ -223,6 +224,7 @@ class Hippocampus:
                 encoder = self.encoding.encoder(copy.fingerprint)
                 vector, fingerprint = self.encoding.question(person, question, encoder), copy.fingerprint
             vector = self._comparable(copy, vector, fingerprint or self.embedder.fingerprint)
+            vector, mapped = self.maps.of(person, session).turn(vector, copy.fingerprint)
             past = period.past and not (as_of or period.as_of)
             hidden = copy.not_holding(as_of or period.as_of or now, now, past)
             besides = copy.told_later(as_of) if as_of else ()
@@ -239,7 +241,7 @@ class Hippocampus:
                 )  # fmt: skip
                 items = self._told(session, copy, ranking, question, k)
                 if len(items) >= k or len(ranking.items) < wanted:
-                    return Recall(items, ranking.confidence)
+                    return Recall(items, ranking.confidence, mapped)
                 wanted *= 4  # most of what was found only asks
 
     @staticmethod

@@ -24,7 +24,7 @@ import mongars
 from ..base.errors import BadInput, MongarsError, NotReady
 from ..base.outbound import keep_quiet
 from ..base.settings import read_settings
-from . import learning_commands, memory_commands
+from . import learning_commands, memory_commands, night_commands
 from .console import AsJson, err, open_accounts, out, person_named, say, show
 from .launch import address, start, stop, wait_until_ready
 
@@ -172,6 +172,8 @@ def key(name: str, label: str = "", as_json: AsJson = False) -> None:
 # %% ../../nbs/serving/15_cli.ipynb #6dd3b588
 app.command(name="run")(learning_commands.run_experiment)
 app.command(name="runs")(learning_commands.list_runs)
+for command in (night_commands.evolve, night_commands.rollback, night_commands.report, night_commands.sql):
+    app.command()(command)
 app.command(name="import")(memory_commands.import_chats)
 app.command()(memory_commands.export)
 app.command()(memory_commands.consolidate)

@@ -169,6 +169,7 @@ def open_memory(settings: Settings, store: Store) -> "Hippocampus":
         reading,
         former=lambda name: encoder_before(settings, name),
         after=forgetter(settings, store),
+        home=settings.home,
     )
 
 
