@@ -135,7 +135,7 @@ def probes(vocabulary: int) -> list[list[int]]:
 
 
 def compared(file: Path, plain, wanted, adapted: bool) -> dict:
-    """How near llama.cpp's scores are to the wanted ones and to the plain model's; `ValueError` if not as they should be."""
+    """How near llama.cpp's scores are to the wanted and to the plain model's; `ValueError` if not as they should be."""
     import numpy as np
 
     reader = Reader(file, room=256, sequences=1)
