@@ -20,7 +20,7 @@ from filelock import FileLock
 from ..base.errors import BadInput, NotReady
 from . import adapters
 from .llama_library import Reader
-from .model_folder import MANIFEST, fingerprint, new_folder, seal, sha256
+from .model_folder import MANIFEST, fingerprint, new_folder, seal, sha256, verify
 
 # %% ../../nbs/neurons/15_gguf_form.ipynb #d8580465
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -170,15 +170,12 @@ def place(folder: Path, cache: Path, adapter: Path | None = None, precision: str
 
 
 def find(folder: Path, cache: Path, adapter: Path | None = None, precision: str = "q8_0") -> Path:
-    """The file of the form; `NotReady` when it has not been made."""
+    """The file of the form, checked against its hash; `NotReady` when it is not there or damaged."""
     form = place(folder, cache, adapter, precision)
-    try:
-        said = json.loads((form / MANIFEST).read_text())
-        whole = (form / FILE).stat().st_size == said["bytes"]
-    except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
-        raise NotReady(f"its {precision} form has not been made: run `mongars models fetch`")
+    if not (form / MANIFEST).is_file():
+        raise NotReady(f"its {precision} form for llama.cpp has not been made: the next start makes it")
+    if wrong := verify(form):
+        raise NotReady(f"{form}: {'; '.join(wrong)}: the next start makes it again")
     return form / FILE
 
 
@@ -210,8 +207,7 @@ def make(
                 shown = _write_apart(folder, draft / FILE, adapter, precision)
                 seal(draft, f"{folder.name}, {fingerprint(folder)}, {adapter and adapter.name}, {precision}")
                 manifest = json.loads((draft / MANIFEST).read_text())
-                manifest |= {"bytes": (draft / FILE).stat().st_size, "probes": shown}
-                (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+                (draft / MANIFEST).write_text(json.dumps(manifest | {"probes": shown}, indent=1) + "\n")
             _tidy(form)
     except OSError as error:
         raise NotReady(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ..base.errors import BadInput, MongarsError, NotReady
 from ..base.settings import Settings, signing_key
 from ..base.store import Store
-from ..neurons import adapters, model_store, quantised
+from ..neurons import adapters, engines, model_store, quantised
 from ..neurons.model_folder import check
 from .accounts import Accounts
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # imported where they are built: they bring torch
     from mongars.memory.hippocampus import Hippocampus
     from mongars.mind.cortex import Cortex
     from mongars.neurons.embedder import Embedder
-    from mongars.neurons.engines import Wish
     from mongars.neurons.language_model import LanguageModel
     from mongars.neurons.remote import RemoteEngine
     from mongars.serving.tokens import Tokens
@@ -78,8 +77,6 @@ def language_model(settings: Settings, say: Callable[[str], None] = lambda line:
     waiting = settings.answers_waiting
     if settings.model_is_remote:
         return LanguageModel(remote(settings), settings.answers_at_once or 1, waiting)
-    from mongars.neurons import engines
-
     wish = wished(settings)
     chosen = engines.prepare(wish, say)
     say(str(chosen))
@@ -87,12 +84,10 @@ def language_model(settings: Settings, say: Callable[[str], None] = lambda line:
     return LanguageModel(engines.load(wish, chosen), at_once, waiting)
 
 
-def wished(settings: Settings) -> "Wish":
+def wished(settings: Settings) -> engines.Wish:
     """What the settings ask of an engine."""
-    from mongars.neurons.engines import Wish
-
     known = settings.model in model_store.SOURCES or model_store.is_hub_id(settings.model)
-    return Wish(
+    return engines.Wish(
         model_store.locate(settings.model, settings.models), settings.models, settings.model if known else None,
         chosen_adapter(settings).folder, settings.engine, settings.precision, settings.answers_at_once,
         settings.context_window, settings.home / "engines.json",
