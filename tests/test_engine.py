@@ -64,16 +64,22 @@ def test_auto_takes_it_for_the_default_model_and_says_why():
 @pytest.mark.timeout(180)
 def test_the_reader_is_in_effect(llama, references):
     answers = [say(llama, item.messages()) for item in ITEMS[:4]]
-    same = {name: sum(a == b for a, b in zip(answers, said, strict=True)) for name, said in references.items()}
+    same = {
+        name: sum(a == b for a, b in zip(answers, said, strict=True)) for name, said in references.items()
+    }
     assert same["reader"] >= 3 and same["plain"] <= 1, (answers, references)
-    probes = json.loads((gguf_form.place(wish().folder, SETTINGS.models, READER) / "manifest.json").read_text())["probes"]
+    probes = json.loads(
+        (gguf_form.place(wish().folder, SETTINGS.models, READER) / "manifest.json").read_text()
+    )["probes"]
     assert probes["to_merged"] > 0.99 and 1 - probes["to_merged"] < 0.5 * (1 - probes["to_plain"])
 
 
 def test_it_reads_and_many_are_answered_at_once(llama):
     with ThreadPoolExecutor(8) as people:
         answers = [text for text, _ in people.map(lambda item: say(llama, item.messages()), ITEMS)]
-    assert sum(right(a, item.expected) for a, item in zip(answers, ITEMS, strict=True)) >= len(ITEMS) // 2, answers
+    assert sum(right(a, item.expected) for a, item in zip(answers, ITEMS, strict=True)) >= len(ITEMS) // 2, (
+        answers
+    )
 
 
 def test_a_second_turn_reads_only_what_is_new_and_only_for_the_same_person(llama):
