@@ -160,9 +160,15 @@ def make_server(tmp_path_factory, tiny_models):
 
 
 @pytest.fixture(scope="session")
-def server(make_server) -> Server:
+def session_server(make_server) -> Server:
     """A running server with tiny models and no page."""
     return make_server(max_new_tokens=40).start()
+
+
+@pytest.fixture(scope="session")
+def server(session_server) -> Server:
+    """The same, by its usual name: a module may have another one by that name."""
+    return session_server
 
 
 @pytest.fixture(scope="session")

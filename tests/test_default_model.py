@@ -67,12 +67,16 @@ def test_alike_meanings_are_close():
     assert np.isclose(np.linalg.norm(one), 1, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> list[dict]:
-    """Eight stories told and asked after, each by a person of its own: with recall, and without."""
+@pytest.fixture(scope="module", params=["transformers", "auto"])
+def answers(request, tmp_path_factory) -> list[dict]:
+    """Eight stories told and asked after, each by a person of its own: with recall, and without; by each engine."""
     home = tmp_path_factory.mktemp("stories")
     settings = read_settings(
-        _env_file=None, home=home, model="SmolLM2-135M-Instruct", embedder="all-MiniLM-L6-v2"
+        _env_file=None,
+        home=home,
+        model="SmolLM2-135M-Instruct",
+        embedder="all-MiniLM-L6-v2",
+        engine=request.param,
     )
     stories = STORIES["stories"][:8]
 

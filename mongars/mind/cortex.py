@@ -236,7 +236,9 @@ class _Work:
         try:
             if not self.listened:
                 return "", finish
-            async with contextlib.aclosing(self.place.stream(messages, self.ask.sampling)) as pieces:
+            async with contextlib.aclosing(
+                self.place.stream(messages, self.ask.sampling, self.ask.person)
+            ) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Finish):
                         finish = piece

@@ -180,10 +180,17 @@ app.command()(memory_commands.consolidate)
 
 # %% ../../nbs/serving/15_cli.ipynb #f891d180
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    as_json: AsJson = False,
+    bench: Annotated[
+        bool, typer.Option(help="measure the engines first, and remember the faster one")
+    ] = False,
+) -> None:
     """Look at everything a healthy house needs."""
-    from mongars.serving.doctor import checks
+    from mongars.serving.doctor import checks, measure_engines
 
+    if bench:
+        measure_engines(read_settings(), say)
     found = checks(read_settings())
     rows = [
         {"check": n, "ok": ok if as_json else "yes" if ok else "NO", "seen": seen} for n, ok, seen in found
