@@ -79,18 +79,19 @@ class Trial:
             for row, turn in enumerate(lessons.turns)
         ]
         self.memory.add(entries, lessons.vectors)
+        self.bare = {str(row) for row in np.flatnonzero(lessons.asks)}
         self.texts = [turn.text.strip().lower() for turn in lessons.turns]
 
     def ranked(self, pair: Pair, query_map: QueryMap | None) -> dict[int, float]:
         """The rows that recall finds for a question among what was said before it, best first, with their scores."""
         asked, vector = self.lessons.turns[pair.asked], self.lessons.vectors[pair.asked]
 
-        def counts(id: str) -> bool:
-            return not self.lessons.asks[int(id)] and self.texts[int(id)] != self.texts[pair.asked]
-
+        same = {str(row) for row, text in enumerate(self.texts) if text == self.texts[pair.asked]}
         vector = vector if query_map is None else query_map(vector)
         before = asked.said_at - timedelta(microseconds=1)
-        found = self.memory.rank(asked.text, vector, FIRST, asked.said_at, before, only=counts, asker="I")
+        found = self.memory.rank(
+            asked.text, vector, FIRST, asked.said_at, before, without=self.bare | same, asker="I"
+        )  # fmt: skip
         return {int(item.id): item.score for item in found.items}
 
     def marks(self, query_map: QueryMap | None = None, shares: bool = False) -> Marks:
