@@ -15,7 +15,9 @@ from datetime import date, datetime
 from functools import lru_cache
 from importlib.resources import files
 from math import log
+from pathlib import Path
 from threading import RLock
+from typing import Any
 
 import numpy as np
 
@@ -74,22 +76,24 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Fusion:
-    """The weights of all features, for texts the encoder reads (near) and others (far)."""
+    """The weights of all features, for English (near) and other languages (far)."""
 
     near: np.ndarray  # (features,) float32
     far: np.ndarray
     confidence: Mapping[str, float]  # of each signal, and a bias
     crowded: Mapping[str, float]  # what is added to them for each e-fold of memories in a sitting
+    fitted_in: frozenset[str] = frozenset({"en"})  # languages of which the confidence speaks
 
 
-@lru_cache(1)
-def read_fusion() -> Fusion:
-    """The weights that are shipped."""
-    made = tomllib.loads((files("mongars.memory") / "fusion.toml").read_text())
-    return as_fusion(made)
+@lru_cache(8)
+def read_fusion(fingerprint: str = "") -> Fusion:
+    """The weights that are shipped for the encoder of a fingerprint ("name/weights/pooling/precision")."""
+    folder = files("mongars.memory")
+    own = folder / f"fusion.{Path(fingerprint.partition('/')[0]).name}.toml"
+    return as_fusion(tomllib.loads((own if own.is_file() else folder / "fusion.toml").read_text()))
 
 
-def as_fusion(made: Mapping[str, Mapping[str, float]]) -> Fusion:
+def as_fusion(made: Mapping[str, Mapping[str, Any]]) -> Fusion:
     """The weights of the tables of `fusion.toml`; `ValueError` where names are not the code's."""
     for name, wanted in (
         ("near", FEATURES), ("far", FEATURES), ("confidence", (*SIGNALS, "bias")), ("crowded", SIGNALS[:-1]),
@@ -99,7 +103,8 @@ def as_fusion(made: Mapping[str, Mapping[str, float]]) -> Fusion:
                 f"the weights [{name}] and the code differ: {sorted(set(made[name]) ^ set(wanted))}"
             )
     near, far = (np.array([made[name][f] for f in FEATURES], np.float32) for name in ("near", "far"))
-    return Fusion(near, far, dict(made["confidence"]), dict(made["crowded"]))
+    speaks = frozenset(made["fitted"]["confidence_in"])
+    return Fusion(near, far, dict(made["confidence"]), dict(made["crowded"]), speaks)
 
 
 @dataclass(frozen=True)
@@ -135,9 +140,8 @@ KINDS = {"fact": 1, "note": 2}
 class WorkingSet:
     """All of one person's entries, in memory, ready to be ranked. Safe to use from several threads."""
 
-    def __init__(self, dimension: int, languages: Collection[str] = ("en",), fusion: Fusion | None = None):
-        self.languages = frozenset(languages)  # those the encoder reads
-        self.fusion = fusion or read_fusion()
+    def __init__(self, dimension: int, encoder: str = "", fusion: Fusion | None = None):
+        self.fusion = fusion or read_fusion(encoder)  # made for the fingerprint of an encoder
         self.lock = RLock()
         self.vectors, self.postings, self.sittings = Vectors(dimension), Postings(), Sittings()
         self.ids: list[str] = []
@@ -183,7 +187,7 @@ class WorkingSet:
         values = {
             "alive": True, "speaker": self.speakers.setdefault(entry.speaker, len(self.speakers)),
             "marks": marks(entry.text), "asking": asking(entry.text),
-            "far": bool(language) and language not in self.languages,
+            "far": language not in ("", "en"),
             "own": entry.role == "user", "kind": KINDS.get(entry.kind, 0), "shrink": 1,
             "year": day.year, "month": day.month, "day": day.day, "date": day.toordinal() - ORDINAL,
         }  # fmt: skip
@@ -255,7 +259,7 @@ class WorkingSet:
     ) -> Ranking:
         """The `k` memories that matter most for a question; of equal ones the newer first.
 
-        In a language that the encoder does not read, `likely` counts for nothing: no confidence was fitted there.
+        In a language in which no confidence was fitted, `likely` counts for nothing.
         """
         with self.lock:
             if k < 1 or not len(self):
@@ -267,17 +271,17 @@ class WorkingSet:
             order = self._order(scored)
             made = self.signals(scored, among or k, order)
             sure = round(probability(made, self.fusion.confidence, self.fusion.crowded), 4)
-            if likely is not None and self.reads(question):
+            if likely is not None and self.fitted_in(question):
                 if sure < likely[0]:
                     return Ranking((), sure)
                 if sure >= likely[1]:
                     worth = (-np.inf, -np.inf)
             return Ranking(self._items(scored, order, k, worth), sure)
 
-    def reads(self, text: str) -> bool:
-        """Whether the encoder reads a text's language, as far as it can be told."""
+    def fitted_in(self, text: str) -> bool:
+        """Whether the confidence was fitted in a text's language, as far as that can be told."""
         language = language_of(text)
-        return not language or language in self.languages
+        return not language or language in self.fusion.fitted_in
 
     def score(self, question: str, vector, allowed: np.ndarray, asker: str | None = None, days=()) -> Scored:
         """The scores of the rows that come into question."""
@@ -285,7 +289,7 @@ class WorkingSet:
         seen = self._see(question, vector, asked, allowed, days)
         rows, sample = self._candidates(seen)
         made = self.features(seen, rows, sample, asked, asker)
-        far = self.columns["far"].values[rows] | (not self.reads(question))
+        far = self.columns["far"].values[rows] | (asked.language not in ("", "en"))
         parts = made * np.where(far[:, None], self.fusion.far, self.fusion.near)
         return Scored(seen, rows, sample, made, parts, parts.sum(1))
 

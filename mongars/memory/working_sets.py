@@ -68,7 +68,7 @@ class Copy:
 
     def forget(self) -> None:
         """Be as new."""
-        self.entries, self.generation = WorkingSet(self.dimension), 0
+        self.entries, self.generation = WorkingSet(self.dimension, self.fingerprint), 0
         self.bounds: dict[
             str, tuple
         ] = {}  # valid_from, valid_until, expires_at of those that do not hold for ever

@@ -6,12 +6,13 @@
 __all__ = ['log', 'encoder_of', 'Embedder']
 
 # %% ../../nbs/neurons/06_embedder.ipynb #ee32ef6b
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ..base.errors import BadInput, NotReady
 from . import quantised
@@ -24,22 +25,29 @@ log = logging.getLogger("mongars")
 
 def encoder_of(folder: Path, int8: Path | None) -> tuple[Tokenizer, int, Callable, int]:
     """Tokenizer, the token that pads, what turns ids and mask (n, tokens) into vectors, and their dimension."""
-    from transformers import AutoConfig, AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = _tokenizer(folder / "tokenizer.json")
+        config = json.loads((folder / "config.json").read_text())
         if int8 is None:
             run, dimension = _torch(folder)
         else:
-            run, dimension = (
-                _onnx(int8),
-                AutoConfig.from_pretrained(folder, local_files_only=True).hidden_size,
-            )
+            run, dimension = _onnx(int8), config["hidden_size"]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadInput(
             f"{folder} does not hold a sentence encoder that transformers can read: {error}"
         ) from error
-    return tokenizer.backend_tokenizer, tokenizer.pad_token_id or 0, run, dimension
+    return tokenizer, config.get("pad_token_id") or 0, run, dimension
+
+
+def _tokenizer(file: Path) -> Tokenizer:
+    """Read without transformers, which holds a large vocabulary several times over and takes a minute for it."""
+    try:
+        made = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other kind
+        raise ValueError(f"{file.name}: {error}") from None
+    made.no_padding()
+    made.no_truncation()
+    return made
 
 
 def _torch(folder: Path) -> tuple[Callable, int]:
@@ -71,12 +79,9 @@ class Embedder:
         self, folder: Path, int8: Path | None = None, longest: int = 256, batch: int = 32, why: str = ""
     ):
         folder = Path(folder)
-        self._whole, self._pad, self._run, self.dimension = encoder_of(folder, int8)
+        self._tokenizer, self._pad, self._run, self.dimension = encoder_of(folder, int8)
         self.name, self.longest = folder.name, longest  # tokens
-        self._whole.no_padding()
-        self._whole.no_truncation()
-        self._cutting = Tokenizer.from_str(self._whole.to_str())
-        self._cutting.enable_truncation(longest)
+        self._room = longest - self._tokenizer.num_special_tokens_to_add(False)
         self._batches = Batches(self._batch, batch)
         precision = "float32" if int8 is None else quantised.PRECISION
         self.fingerprint = f"{self.name}/{fingerprint(folder)[:16]}/mean/{precision}"
@@ -98,7 +103,7 @@ class Embedder:
         """Vectors of the texts, (n, dimension) float32, rows of unit length, in the order of the texts."""
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for start in range(0, len(texts), 1024):  # tokens of a long import are not held all at once
-            read = self._cutting.encode_batch(list(texts[start : start + 1024]))
+            read = self._read(texts[start : start + 1024])
             order = sorted(range(len(read)), key=lambda i: len(read[i].ids))  # alike lengths: less padding
             rows = [read[i].ids for i in order]
             for piece in self._batches.cut(rows):
@@ -107,15 +112,14 @@ class Embedder:
 
     def count(self, texts: Sequence[str]) -> int:
         """How many tokens of the texts are read."""
-        return sum(len(read.ids) for read in self._cutting.encode_batch(list(texts)))
+        return sum(len(read.ids) for read in self._read(texts))
 
     def spans(self, text: str, overlap: int = 64) -> list[tuple[int, int]]:
         """Where the parts of a text begin and end, in characters; together they cover it, each fits the encoder.
 
         Neighbours share about `overlap` tokens, half as many at least. They meet between words where there are any.
         """
-        size = self.longest - self._whole.num_special_tokens_to_add(False)
-        read = self._whole.encode(text, add_special_tokens=False)
+        size, read = self._room, self._tokenizer.encode(text, add_special_tokens=False)
         tokens = len(read.ids)
         if tokens <= size:
             return [(0, len(text))]
@@ -148,6 +152,13 @@ class Embedder:
     def close(self) -> None:
         """Finish what is being encoded; afterwards `embed` raises `NotReady`."""
         self._batches.close()
+
+    def _read(self, texts: Sequence[str]) -> list[Encoding]:
+        """The texts in tokens, cut, with those that the encoder wants around each."""
+        read = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for one in read:
+            one.truncate(self._room)
+        return [self._tokenizer.post_process(one) for one in read]
 
     def _batch(self, rows: list[Sequence[int]]) -> np.ndarray:
         width = max(1, *map(len, rows))  # a tokenizer without marks reads nothing in an empty text
