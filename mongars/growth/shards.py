@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'GATE', 'REGRESSION', 'SPLITS', 'COLUMNS', 'EPOCH', 'Row', 'in_order', 'shard_hash', 'write_shard',
-           'read_shard', 'escaped', 'synced', 'Snapshot', 'content_hash', 'counted', 'store_rows', 'open_snapshot',
-           'rows_of', 'take_out']
+           'read_shard', 'references', 'escaped', 'synced', 'Snapshot', 'content_hash', 'counted', 'store_rows',
+           'open_snapshot', 'rows_of', 'take_out']
 
 # %% ../../nbs/growth/14_shards.ipynb #f6aac3c3
 import hashlib
@@ -86,6 +86,15 @@ def read_shard(path: Path) -> list[Row]:
         asked = base.execute(f"SELECT {', '.join(names)} FROM read_parquet('{escaped(path)}')")
         rows = [Row(*row[:5], EPOCH + timedelta(microseconds=row[5]), *row[6:]) for row in asked.fetchall()]
     return in_order(rows)
+
+
+def references(path: Path) -> list[tuple[str, str, bool]]:
+    """Exchange, role and whether there is an edit, of each row of a file; what was said is not read."""
+    import duckdb
+
+    with duckdb.connect(config={"threads": 1}) as base:
+        asked = f"SELECT exchange, role, edit IS NOT NULL FROM read_parquet('{escaped(path)}')"
+        return base.execute(asked).fetchall()
 
 
 def escaped(path: Path) -> str:

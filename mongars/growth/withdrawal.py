@@ -16,7 +16,7 @@ from ..base.ledger import close_for_replay, read_json
 from ..base.store import Store
 from ..base.tables import Consent, Rating, Utterance
 from .curation import alone
-from .shards import read_shard, take_out
+from .shards import references, take_out
 
 # %% ../../nbs/growth/16_withdrawal.ipynb #52faf989
 WITHDRAWN = "a person took back their consent to learn from them"
@@ -39,13 +39,9 @@ class Ground:
         if facts is None:
             return FORGOTTEN  # nobody knows of what time it is
         made_at = datetime.fromisoformat(facts["made_at"])
-        for row in read_shard(shard):
-            edited_at = self.edits.get(row.exchange) if row.edit else None
-            if (
-                (row.exchange, row.role) not in self.said
-                or row.edit
-                and (edited_at is None or edited_at > made_at)
-            ):
+        for exchange, role, edited in references(shard):
+            edited_at = self.edits.get(exchange)
+            if (exchange, role) not in self.said or edited and (edited_at is None or edited_at > made_at):
                 return FORGOTTEN
         return None
 
