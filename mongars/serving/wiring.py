@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..base.errors import BadInput, MongarsError, NotReady
-from ..base.settings import Settings, signing_key
+from ..base.keys import signing_key, signing_keys
+from ..base.settings import Settings
 from ..base.store import Store
 from ..neurons import adapters, model_store, quantised
 from ..neurons.model_folder import check
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # imported where they are built: they bring torch
     from mongars.neurons.embedder import Embedder
     from mongars.neurons.language_model import LanguageModel
     from mongars.neurons.remote import RemoteEngine
+    from mongars.serving.attempts import Attempts
+    from mongars.serving.sessions import Sessions
     from mongars.serving.tokens import Tokens
 
 # %% ../../nbs/serving/02_wiring.ipynb #cf47d428
@@ -115,6 +118,7 @@ def prepare(settings: Settings, say: Callable[[str], None], port: bool = True) -
             quantised.make(model_store.locate(settings.embedder, settings.models), settings.models, say)
     choice = chosen_adapter(settings)
     _, made = signing_key(settings)
+    signing_keys(settings)  # an old key without an end is refused here
     if made:
         say(f"Made a signing key: {settings.home / 'secret_key'}")
     say(str(choice))
@@ -130,6 +134,8 @@ class House:
     store: Store
     accounts: Accounts
     tokens: "Tokens"
+    sessions: "Sessions"
+    attempts: "Attempts"
     model: "LanguageModel"
     embedder: "Embedder"
     conversations: "Conversations"
@@ -188,6 +194,8 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     say("Loading the models")
     from mongars.memory.conversations import Conversations
     from mongars.mind.cortex import Cortex
+    from mongars.serving.attempts import Attempts
+    from mongars.serving.sessions import Sessions
     from mongars.serving.tokens import Tokens
 
     model = language_model(settings)
@@ -196,6 +204,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     say(f"Encoder {embedder.name}: {embedder.runtime}")
     accounts = Accounts(store)
     accounts.owner()  # before a stranger can ask for the name
+    tokens = Tokens(signing_keys(settings), settings.token_minutes)
     conversations = Conversations(store)
     if unread := hippocampus.unread():
         say(
@@ -206,7 +215,9 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         settings=settings,
         store=store,
         accounts=accounts,
-        tokens=Tokens(signing_key(settings)[0], settings.token_minutes),
+        tokens=tokens,
+        sessions=Sessions(store, accounts, tokens, settings.session_days),
+        attempts=Attempts(store),
         model=model,
         embedder=embedder,
         conversations=conversations,
