@@ -131,7 +131,7 @@ ATTACKS = {
     "typ of a refresh token": lambda a: headed(a, typ="refresh+jwt"),
     "typ missing": lambda a: signed({"alg": "HS256"}, a["claims"], a["key"]),
     "claims twice": lambda a: signed(a["header"], json.dumps(a["claims"])[:-1] + ', "sub": "x"}', a["key"]),
-    "claims twice, the same": lambda a: signed(a["header"], json.dumps(a["claims"])[:-1] + f', "iss": "mongars"}}', a["key"]),
+    "claims twice, the same": lambda a: signed(a["header"], json.dumps(a["claims"])[:-1] + ', "iss": "mongars"}', a["key"]),
     "header twice": lambda a: signed('{"typ":"at+jwt","alg":"none","alg":"HS256"}', a["claims"], a["key"]),
     "claims a list": lambda a: signed(a["header"], "[1]", a["key"]),
     "claims no JSON": lambda a: signed(a["header"], b"\xff\xfe", a["key"]),

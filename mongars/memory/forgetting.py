@@ -23,6 +23,7 @@ from mongars.base.tables import (
     Provenance,
     Recollection,
     Remembered,
+    ToldEvent,
     Utterance,
 )
 from .catalogue import IMPORTED, imported_name
@@ -133,6 +134,7 @@ def remove(session: Session, counter: MemoryCounter, all_of_it: Doomed) -> None:
     for some in chunks(sorted(all_of_it.answers)):
         answers = col(Utterance.exchange_id).in_(some), Utterance.role == "assistant"
         session.execute(delete(Utterance).where(*answers))
+        session.execute(delete(ToldEvent).where(col(ToldEvent.exchange_id).in_(some)))
         session.execute(
             update(Exchange)
             .where(col(Exchange.id).in_(some))

@@ -17,7 +17,7 @@ from fastapi.routing import APIRouter
 from fastapi.security import OAuth2PasswordRequestForm
 from pydantic import BaseModel, Field
 
-from ..base.errors import BadInput, Conflict, NotAllowed, NotSignedIn
+from ..base.errors import BadInput, Conflict, NotAllowed, NotReady, NotSignedIn
 from ..base.tables import Person
 from mongars.serving.callers import (
     AdminHere,
@@ -185,6 +185,8 @@ def change_password(request: Request, house: HouseHere, person: PersonHere, body
 @accounts_api.post("/api/v1/auth/ws/ticket")
 def ticket(request: Request, response: Response, house: HouseHere, caller: CallerHere) -> TicketShape:
     """A ticket for one WebSocket connection within 45 seconds, from pages of the origin that asks for it."""
+    if not house.settings.ws_enable_events:
+        raise NotReady("The WebSocket is switched off here (WS_ENABLE_EVENTS).")
     response.headers["Cache-Control"] = "no-store"
     return TicketShape(ticket=house.sessions.ticket(caller, origin_of(request)), expires_in=TICKET_SECONDS)
 

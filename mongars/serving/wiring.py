@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # imported where they are built: they bring torch
     from mongars.neurons.language_model import LanguageModel
     from mongars.neurons.remote import RemoteEngine
     from mongars.serving.attempts import Attempts
+    from mongars.serving.channels import Channels
     from mongars.serving.sessions import Sessions
     from mongars.serving.tokens import Tokens
 
@@ -141,10 +142,12 @@ class House:
     conversations: "Conversations"
     hippocampus: "Hippocampus"
     cortex: "Cortex"
+    channels: "Channels"
 
     async def close(self) -> None:
         """Finish what is being said, store it, and let go of the database."""
         await self.cortex.close()
+        await self.channels.close()
         await asyncio.to_thread(self.model.close)
         await asyncio.to_thread(self.hippocampus.encoding.close)
         await asyncio.to_thread(self.embedder.close)
@@ -195,6 +198,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     from mongars.memory.conversations import Conversations
     from mongars.mind.cortex import Cortex
     from mongars.serving.attempts import Attempts
+    from mongars.serving.channels import Channels
     from mongars.serving.sessions import Sessions
     from mongars.serving.tokens import Tokens
 
@@ -211,6 +215,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
             f"{unread} things said were encoded by another model than {embedder.name}: until `mongars consolidate` has "
             "encoded them anew, they are recalled by that one if it is on this machine, else by their words alone"
         )
+    cortex = Cortex(hippocampus, conversations, model, settings.memories)
     return House(
         settings=settings,
         store=store,
@@ -222,5 +227,6 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         embedder=embedder,
         conversations=conversations,
         hippocampus=hippocampus,
-        cortex=Cortex(hippocampus, conversations, model, settings.memories),
+        cortex=cortex,
+        channels=Channels(store, cortex, settings.ws_events_kept),
     )
