@@ -18,12 +18,13 @@ from sqlalchemy import create_engine, text
 
 ROOT = Path(__file__).parent.parent
 SERVE = """
-import sys, uvicorn
+import os, sys, uvicorn
 from mongars.base.outbound import keep_quiet
 keep_quiet()
 from mongars.base.settings import read_settings
 from mongars.serving.service import whole_app
-uvicorn.run(whole_app(read_settings(_env_file=None)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+uvicorn.run(whole_app(read_settings(_env_file=None)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning",
+            ws_ping_interval=float(os.environ.get("TEST_PING_SECONDS", "20")))
 """
 
 

@@ -258,8 +258,8 @@ class Wire:
 
 
 def test_a_slow_reader_is_closed_with_1013_and_slows_nobody(app, monkeypatch):
-    monkeypatch.setattr(channels, "WAITING", 20)
-    monkeypatch.setattr(live, "PATIENCE", 2)
+    monkeypatch.setattr(channels, "WAITING", 8)
+    monkeypatch.setattr(live, "PATIENCE", 60)
     person, bearer = sign_in(app, "ws.slow")
 
     async def scene() -> tuple[int, float]:
@@ -267,7 +267,7 @@ def test_a_slow_reader_is_closed_with_1013_and_slows_nobody(app, monkeypatch):
         for _ in range(3):
             await fast.read()  # accepted, hello, history
         began = time.monotonic()
-        for n in range(15):
+        for n in range(6):
             fast.say(type="chat", id=f"m{n}", text="Hello")
             while json.loads((await fast.read())["text"])["type"] not in ("done", "error"):
                 pass
@@ -328,7 +328,7 @@ def test_bentoml_serves_it_and_a_killed_server_forgets_nothing(make_server):
         "--host",
         "127.0.0.1",
     ]
-    server = make_server(max_new_tokens=4000)
+    server = make_server(max_new_tokens=1200)
     uvicorn, server.command = server.command, [*bento, "--port", str(server.port)]
     server.environment["BENTOML_HOME"] = str(server.folder / "bentoml")
     ana = server.start(patience=200).person("Ana")
@@ -348,8 +348,10 @@ def test_bentoml_serves_it_and_a_killed_server_forgets_nothing(make_server):
         heard += [f] if (f := client.receive()).get("id") else []
     server.kill()
     client.drop()
-    server.command = uvicorn
+    server.command, server.environment["TEST_PING_SECONDS"] = uvicorn, "1"
     server.start()
+    dead = Client(url, bearer, alive=False)
+    lost = time.monotonic()
     ana = server.person("Ana")
     client = Client(f"{url}?last_event_id={heard[0]['event_id']}", bearer)
     hello, history = client.receive(), client.receive()
@@ -370,3 +372,8 @@ def test_bentoml_serves_it_and_a_killed_server_forgets_nothing(make_server):
     assert turn["turn_id"] == heard[0]["turn_id"]
     assert turn["response"] == "".join(f["text"] for f in frames if f["type"] == "token")
     assert client.close() == 1000
+    while dead.receive() is not None:
+        pass
+    assert (
+        dead.closed == 1011 and time.monotonic() - lost < 120
+    )  # 1 s after the last frame a ping, 20 s for a pong

@@ -1,4 +1,4 @@
-"""A WebSocket client as small as can be, which does nothing by itself: it answers no ping and no close."""
+"""A WebSocket client as small as can be; it can play dead."""
 
 import json
 import socket
@@ -11,7 +11,10 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, RejectConnec
 class Client:
     """One connection to a running server."""
 
-    def __init__(self, url: str, headers: dict[str, str] | None = None, timeout: float = 30):
+    def __init__(
+        self, url: str, headers: dict[str, str] | None = None, timeout: float = 60, alive: bool = True
+    ):
+        self.alive = alive  # whether it answers pings
         parts = urlsplit(url)
         self.socket = socket.create_connection((parts.hostname, parts.port), timeout)
         self.wire, self.text = WSConnection(ConnectionType.CLIENT), ""
@@ -51,6 +54,8 @@ class Client:
                 return None
             else:
                 assert isinstance(event, Ping), event
+                if self.alive:
+                    self.socket.sendall(self.wire.send(event.response()))
 
     def close(self) -> int:
         """Say goodbye; the code with which the server answers."""
