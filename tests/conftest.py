@@ -163,7 +163,7 @@ def make_server(tmp_path_factory, tiny_models):
 
 
 @pytest.fixture(scope="session")
-def server(make_server) -> Server:
+def session_server(make_server) -> Server:
     """A running server with tiny models and no page."""
     return make_server(max_new_tokens=40).start()
 
@@ -192,6 +192,12 @@ def app(make_app):
     """A client of one such application, shared; its house is `app.app.state.house`."""
     with make_app() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def server(session_server) -> Server:
+    """The same, by its usual name: a module may have another one by that name."""
+    return session_server
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,12 @@ ROUTES = {
     "GET /api/v1/conversation/turns/{id}/memories": Route(
         "user", lambda bo: {"path": f"/api/v1/conversation/turns/{bo['turn_id']}/memories"}
     ),
+    "POST /api/v1/feedback": Route("user", lambda bo: {"json": {"references": [bo["turn_id"]], "score": -1}}),
+    "GET /api/v1/feedback": Route("user", lambda bo: {"params": {"before": bo["cursor"]}}),
+    "GET /api/v1/feedback/{id}": Route("user", lambda bo: {"path": f"/api/v1/feedback/{bo['turn_id']}"}),
+    "DELETE /api/v1/feedback/{id}": Route("user", lambda bo: {"path": f"/api/v1/feedback/{bo['turn_id']}"}),
+    "GET /api/v1/me/consent": Route("user", lambda bo: {}),
+    "PUT /api/v1/me/consent": Route("user", lambda bo: {"json": {"training_consent": False}}),
     "POST /v1/chat/completions": Route(
         "user",
         lambda bo: {

@@ -21,7 +21,9 @@ import pytest
 
 from mongars.base.store import Store
 from mongars.memory.catalogue import Catalogue
+from mongars.memory.consent import Consents
 from mongars.memory.conversations import Conversations, Outcome
+from mongars.memory.ratings import Ratings
 from mongars.memory.records import ASSISTANT, Encoded, Told
 from mongars.neurons.model_folder import fingerprint
 from mongars.serving.accounts import Accounts
@@ -214,8 +216,9 @@ def test_a_token_opens_the_page_once(page, server):
     expect(page).to_have_url(f"{server.url}/sign-in")
 
 
-def test_an_answer_appears_as_it_comes_and_is_remembered(page, server):
-    come_in(page, server, someone(server))
+def test_an_answer_appears_as_it_comes_is_remembered_and_rated(page, server):
+    person = someone(server)
+    come_in(page, server, person)
     expect(page.locator("#recalled")).to_contain_text("appear here")
     page.evaluate("""() => {
         window.lengths = new Set();
@@ -242,6 +245,42 @@ def test_an_answer_appears_as_it_comes_and_is_remembered(page, server):
     page.locator("#list label", has_text="My sister Odile keeps bees in Annecy.").click()
     expect(page.locator("#said .user.message")).to_have_text(["My sister Odile keeps bees in Annecy."])
     expect(page.locator("#list .selected")).to_contain_text("Annecy.")
+
+    ratings, turn = Ratings(server.store), Conversations(server.store).history(person.id)[0][-1]
+    thumb = page.locator("#said").get_by_label("Dislike", exact=True)
+    thumb.click()
+    expect(page.locator("#opinion #over")).to_contain_text("About “My sister Odile keeps bees in Annecy.”")
+    assert ratings.get(person.id, turn.id).score == -1
+    expect(page.get_by_label("What it should have been")).to_have_value(turn.response)
+    page.get_by_label("Why?").fill("It did not hear")
+    page.get_by_label("What it should have been").fill("How many *hives*? <b>")
+    page.locator("#keep").click()
+    expect(page.locator("#opinion")).to_be_hidden()
+    expect(page.locator("#said .bot.message blockquote")).to_have_text("How many *hives*? <b>")
+    kept = ratings.get(person.id, turn.id)
+    assert (kept.score, kept.comment, kept.edit) == (-1, "It did not hear", "How many *hives*? <b>")
+    expect(page.locator("#recalled")).to_contain_text("Nothing recalled")  # to rate is not to look elsewhere
+
+    consents = Consents(server.store)
+    expect(page.locator("#consent")).to_contain_text("May I learn from what you tell me?")
+    assert consents.get(person.id).changed_at is None
+    page.locator("#consent-no").click()
+    expect(page.locator("#consent")).to_be_hidden()
+    expect(page.locator("#learn input")).not_to_be_checked()
+    assert consents.get(person.id).changed_at and not consents.get(person.id).training
+    page.locator("#learn input").check()
+    page.wait_for_function("document.querySelector('#learn input').checked")
+
+    page.reload()
+    page.locator("#list label", has_text="My sister Odile keeps bees in Annecy.").last.click()
+    taken = page.locator("#said").get_by_label("Disliked", exact=True)
+    expect(taken).to_be_visible()
+    expect(page.locator("#learn input")).to_be_checked()
+    assert consents.get(person.id).training and page.locator("#consent").is_hidden()
+    taken.click()  # taken away: what was written stays
+    expect(thumb).to_be_visible()
+    expect(page.get_by_label("Why?")).to_have_value("It did not hear")
+    assert ratings.get(person.id, turn.id).score == 0
 
 
 def test_stop_keeps_what_was_said(page, server):

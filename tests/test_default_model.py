@@ -67,12 +67,16 @@ def test_alike_meanings_are_close():
     assert np.isclose(np.linalg.norm(one), 1, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> list[dict]:
-    """Eight stories told and asked after, each by a person of its own: with recall, and without."""
+@pytest.fixture(scope="module", params=["transformers", "auto"])
+def answers(request, tmp_path_factory) -> list[dict]:
+    """Eight stories told and asked after, each by a person of its own: with recall, and without; by each engine."""
     home = tmp_path_factory.mktemp("stories")
     settings = read_settings(
-        _env_file=None, home=home, model="SmolLM2-135M-Instruct", embedder="all-MiniLM-L6-v2"
+        _env_file=None,
+        home=home,
+        model="SmolLM2-135M-Instruct",
+        embedder="all-MiniLM-L6-v2",
+        engine=request.param,
     )
     stories = STORIES["stories"][:8]
 
@@ -87,12 +91,12 @@ def answers(tmp_path_factory) -> list[dict]:
             for text in [story["told"], *STORIES["unrelated"][n : n + 3]]:
                 await say(house, person, text, short)
             row = {"told": story["told"]}
-            for name, memories in (("without", 0), ("with", settings.memories)):
+            for name, memories in (("without", 0), ("with", settings.most_memories)):
                 house.cortex.memories = memories
                 event = await say(house, person, story["asked"], whole)
                 row[name] = any(word in event.turn.response.lower() for word in story["expected"])
                 row["recalled"] = [m.text for m in event.memories]
-            house.cortex.memories = settings.memories
+            house.cortex.memories = settings.most_memories
             rows.append(row)
         await house.close()
         return rows

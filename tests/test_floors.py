@@ -66,13 +66,16 @@ def test_only_cortex_calls_the_others_of_its_floor():
             assert not [name for name in imported(path) if name.startswith("mongars.mind")], path
 
 
-def test_only_one_module_knows_the_engine():
+def test_only_the_modules_that_choose_know_the_engines():
     knowing = {
         f"{p.parent.name}.{p.stem}"
         for p in MODULES
-        if any(n.startswith("mongars.neurons.generation.T") for n in imported(p))
+        if any(
+            n.startswith(("mongars.neurons.generation.T", "mongars.neurons.llama_engine"))
+            for n in imported(p)
+        )
     }
-    assert knowing == {"neurons.language_model"}
+    assert knowing == {"neurons.language_model", "neurons.engines"}
 
 
 def test_every_module_has_its_notebook():

@@ -6,6 +6,7 @@ import pytest
 from routes import CANARY, ROUTES
 
 CALLS = {name: route.call for name, route in ROUTES.items()}
+NAMING = {"POST /api/v1/feedback"} | {route for route in CALLS if "{id}" in route}
 OPEN = {name for name, route in ROUTES.items() if route.rule == "open"}
 
 
@@ -19,6 +20,9 @@ def bo(server) -> dict:
     ).json()
     assert CANARY in json.dumps(client.get("/api/v1/conversation/history").json())
     client.post("/api/v1/conversation/chat", json={"message": f"The {CANARY} again."})
+    thought = {"references": [answer["turn_id"]], "score": 1, "comment": f"A {CANARY} indeed"}
+    assert client.post("/api/v1/feedback", json=thought).status_code == 200
+    assert client.put("/api/v1/me/consent", json={"training_consent": True}).json()["training_consent"]
     cursor = client.get("/api/v1/conversation/history", params={"limit": 1}).json()["next"]
     page = client.get("/api/v1/memories", params={"limit": 1}).json()
     memory_id = client.get("/api/v1/memories", params={"text": "sings"}).json()["items"][0]["id"]
@@ -56,12 +60,13 @@ def test_ana_never_meets_what_is_bos(server, bo, route, credential):
     if "logout" in route:  # she did sign out
         del server.tokens["Ana"]
         ana = server.person("Ana")
-    if "{id}" in route:  # another's is told like one that is not there, to the letter
+    if route in NAMING:  # another's is told like one that is not there, to the letter
         nowhere = {name: "0" * 32 for name in ("conversation_id", "turn_id", "memory_id", "person_id")}
-        missing = ana.request(method, CALLS[route](bo | nowhere).pop("path"), **options)
+        elsewhere = CALLS[route](bo | nowhere)
+        missing = ana.request(method, elsewhere.pop("path", path), **elsewhere)
         hidden = 404 if ROUTES[route].rule == "user" else 403
         assert answer.status_code == missing.status_code == hidden, answer.text
-        ours = max(path.split("/"), key=len)
+        ours = max(path.split("/"), key=len) if "{id}" in route else bo["turn_id"]
         assert answer.text.replace(ours, "0" * 32) == missing.text
     else:
         assert bo["turn_id"] not in answer.text
@@ -94,6 +99,9 @@ def test_nothing_of_bos_was_changed(server, bo):
     memory = client.get(f"/api/v1/memories/{bo['memory_id']}").json()
     assert CANARY in memory["text"] and memory["expires_at"] is None and memory["superseded_by"] is None
     assert not client.get(f"/api/v1/conversations/{bo['conversation_id']}").json()["paused"]
+    rating = client.get(f"/api/v1/feedback/{bo['turn_id']}").json()
+    assert rating["score"] == 1 and CANARY in rating["comment"]
+    assert client.get("/api/v1/me/consent").json()["training_consent"]
 
 
 def test_the_same_words_recall_only_ones_own(server, bo):

@@ -1,8 +1,18 @@
-"""The official `openai` client against a server process."""
+"""The official `openai` client against a server process, with each engine."""
 
 import numpy as np
 import openai
 import pytest
+
+
+@pytest.fixture(scope="module", params=["transformers", "llama"])
+def server(request, make_server, tmp_path_factory):
+    """A running server with tiny models and no page, whose answers one engine writes."""
+    if request.param == "transformers":
+        return request.getfixturevalue("session_server")
+    pytest.importorskip("xllamacpp")
+    models = tmp_path_factory.mktemp("forms")
+    return make_server(max_new_tokens=40, engine="llama", precision="f32", models=models).start()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,8 @@ def test_what_is_resent_is_stored_once(client, server):
 
 def test_models_and_embeddings(client):
     assert [m.id for m in client.models.list()] == ["tiny-chat", "tiny-encoder"]
-    assert client.models.retrieve("tiny-chat").owned_by == "mongars"
+    found = client.models.retrieve("tiny-chat")
+    assert found.owned_by == "mongars" and found.runtime in ("transformers, float32", "llama.cpp, f32")
     vectors = [
         np.array(e.embedding) for e in client.embeddings.create(model="tiny-encoder", input=["a", "b"]).data
     ]

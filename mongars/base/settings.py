@@ -7,6 +7,7 @@ __all__ = ['REMOTE', 'SECRETS', 'Settings', 'read_settings', 'from_files', 'unus
 
 # %% ../../nbs/base/02_settings.ipynb #b3262fe6
 from pathlib import Path
+from typing import Literal
 
 from platformdirs import user_cache_dir, user_data_dir
 from pydantic import AliasChoices, AwareDatetime, Field, SecretStr, ValidationError, field_validator
@@ -70,7 +71,10 @@ class Settings(BaseSettings):
         False, description="may the model server be another machine? What is said goes there"
     )
     context_window: int | None = Field(
-        None, ge=256, le=10_000_000, description="of a model server, in tokens; unset: what it says, or 4096"
+        None,
+        ge=256,
+        le=10_000_000,
+        description="in tokens; unset: what a model server says, or 4096; the model's own, with llama.cpp at most 8192",
     )
     adapter: str | None = Field(
         None, description="`none`, a name or a folder; unset: the shipped reader, if made for the model"
@@ -85,11 +89,25 @@ class Settings(BaseSettings):
         le=2,
         description="above 1, words already said become less likely; unset: 1.1, and a model server's own",
     )
-    answers_at_once: int = Field(1, ge=1, le=64, description="answers generated at the same time")
+    engine: Literal["auto", "transformers", "llama"] = Field(
+        "auto",
+        description="what runs the model: `transformers`, `llama` (llama.cpp), or `auto`: the faster one",
+    )
+    precision: Literal["q8_0", "f16", "f32"] = Field(
+        "q8_0", description="of the weights under llama.cpp: eight bits lose nothing that was measured"
+    )
+    answers_at_once: int | None = Field(
+        None, ge=1, le=64, description="answers made at the same time; unset: 8 with llama.cpp, else 1"
+    )
     answers_waiting: int = Field(
         8, ge=0, le=1000, description="requests that may wait for a place; beyond, 429"
     )
-    memories: int = Field(2, ge=0, le=12, description="most memories shown to the model for one answer")
+    memories: int | None = Field(
+        None,
+        ge=0,
+        le=12,
+        description="most memories shown to the model; unset: 2 to the default model, 8 to others",
+    )
     memory_cache_mb: int = Field(
         256,
         ge=1,
@@ -141,6 +159,16 @@ class Settings(BaseSettings):
     def local_models(self) -> tuple[str, ...]:
         """The models that must be on this machine: the chat model first, if it runs here."""
         return (self.embedder,) if self.model_is_remote else (self.model, self.embedder)
+
+    @property
+    def reads_little(self) -> bool:
+        """Whether the model is so small that it reads a sentence or two well, and more badly."""
+        return self.model == type(self).model_fields["model"].default
+
+    @property
+    def most_memories(self) -> int:
+        """The most memories shown to the model for one answer."""
+        return (2 if self.reads_little else 8) if self.memories is None else self.memories
 
     @property
     def on_loopback(self) -> bool:

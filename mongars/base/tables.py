@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['new_id', 'UtcDateTime', 'now_utc', 'moment', 'Person', 'Credential', 'Attempt', 'Conversation', 'Exchange',
            'Utterance', 'MemoryCounter', 'Remembered', 'Provenance', 'Tombstone', 'Embedding', 'Recollection',
-           'ToldEvent']
+           'ToldEvent', 'Rating', 'Consent', 'Placement', 'Adapter', 'Serving']
 
 # %% ../../nbs/base/03_tables.ipynb #3cac332e
 import secrets
@@ -289,3 +289,73 @@ class ToldEvent(SQLModel, table=True):
         default=None, foreign_key="exchange.id", ondelete="CASCADE", index=True, max_length=32
     )
     frame: dict = Field(sa_type=JSON)
+
+# %% ../../nbs/base/03_tables.ipynb #d3862e68
+class Rating(SQLModel, table=True):
+    """What a person thinks of an answer, and perhaps what it should have been."""
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["exchange_id", "person_id"], ["exchange.id", "exchange.person_id"], ondelete="CASCADE"
+        ),
+        Index("ix_rating_person_rated", "person_id", "rated_at", "exchange_id"),
+    )
+
+    exchange_id: str = Field(primary_key=True, max_length=32)
+    person_id: str = Field(max_length=32)
+    score: int  # 1: good, 0: neither, -1: bad
+    comment: str | None = None
+    edit: str | None = None  # what the answer should have been
+    edited_at: datetime | None = moment(default=None, nullable=True)
+    rated_at: datetime = moment(default_factory=now_utc)
+
+
+class Consent(SQLModel, table=True):
+    """Whether a person lets the assistant learn from what they say, and since when."""
+
+    person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    training: bool
+    changed_at: datetime = moment(default_factory=now_utc)
+
+
+class Placement(SQLModel, table=True):
+    """The side on which an exchange stands in every snapshot from now on: `train` or `regression`."""
+
+    exchange_id: str = Field(foreign_key="exchange.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    split: str = Field(max_length=16)
+    placed_at: datetime = moment(default_factory=now_utc)
+
+# %% ../../nbs/base/03_tables.ipynb #f2f38ff5
+class Adapter(SQLModel, table=True):
+    """Something that was learnt and passed the gate."""
+
+    __table_args__ = (Index("ix_adapter_kind_owner", "kind", "owner_id"),)
+
+    id: str = Field(default_factory=new_id, primary_key=True, max_length=32)
+    kind: str = Field(max_length=16)  # query_map
+    owner_id: str | None = Field(  # none: everybody's
+        default=None, foreign_key="person.id", ondelete="CASCADE", index=True, max_length=32
+    )
+    state: str = Field(default="candidate", max_length=16)
+    base: str = Field(max_length=128)  # fingerprint of the model it was made for
+    weights_sha256: str = Field(max_length=64)
+    parent_id: str | None = Field(  # what served when it was compared, and serves again after a rollback
+        default=None, foreign_key="adapter.id", ondelete="SET NULL", index=True, max_length=32
+    )
+    run: str = Field(max_length=64, unique=True)
+    data_hash: str = Field(max_length=64)
+    outcome: str = Field(max_length=32)  # of the gate
+    joules: float | None = None  # none: not known
+    created_at: datetime = moment(default_factory=now_utc)
+    changed_at: datetime = moment(default_factory=now_utc)
+
+
+class Serving(SQLModel, table=True):
+    """Which adapter of a kind serves a person, if any; the generation counts the changes."""
+
+    person_id: str = Field(foreign_key="person.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    kind: str = Field(primary_key=True, max_length=16)
+    adapter_id: str | None = Field(
+        default=None, foreign_key="adapter.id", ondelete="SET NULL", index=True, max_length=32
+    )
+    generation: int = 0

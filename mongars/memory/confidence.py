@@ -11,14 +11,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .features import Seen
+from .features import ASKS, Seen, beside
 
 # %% ../../nbs/memory/15_confidence.ipynb #7c6eb3dd
 TOP = 10  # memories that are looked at
 SIGNALS = (
-    "score", "margin", "mass", "cosine", "cover_best", "cover_any", "cover_union", "unknown", "agreement",
-    "adjacent", "sittings", "cohesion", "log_k",
-)  # fmt: skip
+    "lead",
+    "window",
+    "gap",
+    "answers",
+    "adjacent",
+    "agreement",
+    "sittings",
+    "cohesion",
+    "log_k",
+    "crowd",
+)
 USUAL_MASS = 20.0  # memories of usual score that are imagined beside those there are
 
 
@@ -30,36 +38,38 @@ def signals(
     vectors: np.ndarray,  # of the first `TOP` of them, (≤ TOP, dimension)
     k: int,  # how many were asked for
     rest: float = 0.0,  # sum of exp(score) over memories that were not scored
+    usual: float = 0.0,  # mean cosine of all memories with the question
+    crowd: float = 0.0,  # ln of how many memories a sitting has
 ) -> np.ndarray:
     """What tells an answer from the best of nothing; (signals,) float64 in the order of `SIGNALS`."""
     best = order[:TOP]
-    top, found = rows[best], scores[best].astype(float)
-    words, cosines = seen.matches, seen.cosines[rows]
-    cover = words.covered(words.held[top])
-    union = np.bitwise_or.reduce(words.held[top[:3]])[None]
+    top, words, cosines = rows[best], seen.matches, seen.cosines[rows]
+    before, after = seen.before[top], seen.after[top]
+    around = words.held[top] | beside(words.held, before) | beside(words.held, after)
     weight = np.exp(np.minimum(scores.astype(float), 50))
-    near = np.isin(top[1:6], [seen.before[top[0]], seen.after[top[0]]])
-    closest = np.sort(cosines)[-3:]
-    alike = (vectors[1:] @ vectors[0]).mean() if len(vectors) > 1 else 0.0
+    closest = np.sort(cosines)[-TOP:]
+    replies = np.maximum(beside(seen.cosines, before), 0) * (beside(seen.marks, before) & ASKS > 0)
+    alike = (vectors[1:] @ vectors[0]).mean() - usual if len(vectors) > 1 else 0.0
     values = {
-        "score": found[0],
-        "margin": found[0] - found[-1] if len(found) > 1 else 0.0,
-        "mass": math.log(weight[best].sum() / (weight.sum() + rest + USUAL_MASS)),
-        "cosine": closest.mean(),
-        "cover_best": cover.max(),
-        "cover_any": words.covered(words.held[rows]).max(),
-        "cover_union": words.covered(union)[0],
-        "unknown": float(words.idf[~words.known].sum() / max(float(words.idf.sum()), 1e-6)),
+        "lead": math.log(weight[best[0]] / (weight.sum() + rest + USUAL_MASS)),
+        "window": words.covered(around).max(),
+        "gap": closest[-1] - closest[0],
+        "answers": replies.max(),
+        "adjacent": float(np.isin(top[1:6], [row for row in (before[0], after[0]) if row >= 0]).any()),
         "agreement": float(cosines.argmax() == best[0]),
-        "adjacent": float(near.any()),
         "sittings": len(np.unique(seen.sitting[top])) / TOP,
         "cohesion": alike,
         "log_k": math.log(k),
+        "crowd": crowd,
     }
     return np.array([values[name] for name in SIGNALS], float)
 
 
-def probability(values: np.ndarray, weights: Mapping[str, float]) -> float:
-    """The logistic model's answer, 0 to 1; `weights` has a `bias` and one weight for each signal."""
-    logit = weights["bias"] + sum(w * v for w, v in zip((weights[s] for s in SIGNALS), values, strict=True))
-    return 1 / (1 + math.exp(-max(-30.0, min(30.0, float(logit)))))
+def probability(values: np.ndarray, alone: Mapping[str, float], crowded: Mapping[str, float]) -> float:
+    """The logistic model's answer, 0 to 1.
+
+    `alone` has a `bias` and one weight for each signal; `crowded`, times the crowd, is added to each but the crowd's.
+    """
+    given = dict(zip(SIGNALS, values.tolist(), strict=True)) | {"bias": 1.0}
+    logit = sum((alone[s] + given["crowd"] * crowded.get(s, 0.0)) * value for s, value in given.items())
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))

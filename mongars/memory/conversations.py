@@ -15,7 +15,15 @@ from sqlmodel import Session, col, delete, func, select, tuple_
 
 from ..base.errors import BadInput, Conflict, NotFound
 from ..base.store import Store
-from ..base.tables import Conversation, Exchange, MemoryCounter, Recollection, Remembered, Utterance
+from mongars.base.tables import (
+    Conversation,
+    Exchange,
+    MemoryCounter,
+    Rating,
+    Recollection,
+    Remembered,
+    Utterance,
+)
 from .forgetting import FORGOTTEN, Doomed, remove
 from .records import ASSISTANT, Encoded, Memory, Told, locked, memory_of, remember, title_of
 
@@ -195,6 +203,7 @@ class Conversations:
             remove(session, counter, Doomed(memories))
         session.exec(delete(Utterance).where(Utterance.exchange_id == turn_id, Utterance.role == "assistant"))
         session.exec(delete(Recollection).where(Recollection.exchange_id == turn_id))
+        session.exec(delete(Rating).where(Rating.exchange_id == turn_id))  # of another answer
 
     def create(self, person: str, said_at: datetime, title: str = "", paused: bool = False) -> Conversation:
         """A new conversation in which nothing is said yet."""

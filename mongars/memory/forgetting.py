@@ -7,7 +7,7 @@ __all__ = ['FORGOTTEN', 'BURY', 'BURY_ALL', 'Forgotten', 'Doomed', 'found', 'doo
            'retitle_imported', 'Forgetting']
 
 # %% ../../nbs/memory/22_forgetting.ipynb #9ff6d202
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -21,6 +21,7 @@ from mongars.base.tables import (
     Exchange,
     MemoryCounter,
     Provenance,
+    Rating,
     Recollection,
     Remembered,
     ToldEvent,
@@ -93,6 +94,9 @@ def doomed(session: Session, person: str, ids: Collection[str], exchanges: Colle
     all_of_it.words |= set(found(session, said, Utterance.exchange_id, all_of_it.exchanges))
     answers = said.where(Utterance.role == "assistant")
     all_of_it.words |= set(found(session, answers, Utterance.exchange_id, all_of_it.answers))
+    rated = all_of_it.exchanges | all_of_it.answers
+    for written in (select(Rating.comment), select(Rating.edit)):
+        all_of_it.words |= set(found(session, written, Rating.exchange_id, rated)) - {None}
     return all_of_it
 
 
@@ -135,6 +139,7 @@ def remove(session: Session, counter: MemoryCounter, all_of_it: Doomed) -> None:
         answers = col(Utterance.exchange_id).in_(some), Utterance.role == "assistant"
         session.execute(delete(Utterance).where(*answers))
         session.execute(delete(ToldEvent).where(col(ToldEvent.exchange_id).in_(some)))
+        session.execute(delete(Rating).where(col(Rating.exchange_id).in_(some)))
         session.execute(
             update(Exchange)
             .where(col(Exchange.id).in_(some))
@@ -186,8 +191,8 @@ def retitle_imported(session: Session, conversation: Conversation, gone: set[str
 class Forgetting:
     """Removes from the memories of all persons in a store; every call is about one, save for what has expired."""
 
-    def __init__(self, store: Store):
-        self.store = store
+    def __init__(self, store: Store, after: Callable[[str], object] = lambda person: None):
+        self.store, self.after = store, after
 
     def one(self, person: str, id: str) -> Forgotten:
         """Remove a memory, each time it was said; `NotFound` if it is not this person's.
@@ -199,7 +204,7 @@ class Forgetting:
             owned(session, person, id)
             all_of_it = doomed(session, person, with_copies(session, {id}))
             remove(session, counter, all_of_it)
-        return self._wiped(all_of_it)
+        return self._wiped(all_of_it, person)
 
     def outlook(self, person: str, id: str) -> Forgotten:
         """What `one` would remove; nothing is removed, and `wiped` says nothing."""
@@ -226,7 +231,7 @@ class Forgetting:
             if here is not None and here.person_id == person:
                 all_of_it.words.add(here.title or id)
                 session.delete(here)
-        return self._wiped(all_of_it)
+        return self._wiped(all_of_it, person)
 
     def everything(self, person: str) -> Forgotten:
         """Remove all memories and conversations of a person."""
@@ -242,7 +247,9 @@ class Forgetting:
             exchanges = session.exec(count(Exchange).where(Exchange.person_id == person)).one()
             session.execute(delete(Remembered).where(col(Remembered.person_id) == person))
             session.execute(delete(Conversation).where(col(Conversation.person_id) == person))
-        return Forgotten(memories, exchanges, wiped=self.store.wipe())
+        forgotten = Forgotten(memories, exchanges, wiped=self.store.wipe())
+        self.after(person)
+        return forgotten
 
     def expired(self, now: datetime, most: int = 500, person: str | None = None) -> Forgotten:
         """Remove up to `most` memories whose time is over, of all persons or one, except pinned ones."""
@@ -267,9 +274,12 @@ class Forgetting:
             whole.exchanges |= all_of_it.exchanges
             whole.answers |= all_of_it.answers
             whole.words |= all_of_it.words
-        return self._wiped(whole) if rows else Forgotten()
+        return self._wiped(whole, *gone) if rows else Forgotten()
 
-    def _wiped(self, all_of_it: Doomed) -> Forgotten:
+    def _wiped(self, all_of_it: Doomed, *people: str) -> Forgotten:
         counts = len(all_of_it.memories), len(all_of_it.exchanges), len(all_of_it.answers)
         words = all_of_it.words | {title_of(word) for word in all_of_it.words}
-        return Forgotten(*counts, wiped=self.store.wipe(words) if words else True)
+        forgotten = Forgotten(*counts, wiped=self.store.wipe(words) if words else True)
+        for person in people:
+            self.after(person)
+        return forgotten

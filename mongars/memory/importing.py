@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Protocol
 
 from ..base.errors import BadInput
-from .exporting import ExportedConversation, ExportedMemory, json_export, markdown_export
+from mongars.memory.exporting import (
+    ExportedConversation,
+    ExportedMemory,
+    ExportedRating,
+    json_export,
+    markdown_export,
+)
 from .intake import Report
 from .records import Told
 from .transfer import told_in
@@ -171,11 +177,13 @@ def export_text(
     conversations: Iterable[ExportedConversation],
     memories: Iterable[ExportedMemory],
     now: datetime,
+    ratings: Iterable[ExportedRating] = (),
 ) -> Iterator[str]:
-    """The pieces of an export in a format; `BadInput` names those there are."""
+    """The pieces of an export in a format; `BadInput` names those there are. Ratings are in the JSON alone."""
     if format not in FORMATS:
         raise BadInput(f"{format!r} is not a format of exports. Use {' or '.join(FORMATS)}.")
-    return FORMATS[format](person, conversations, memories, now)
+    more = {"ratings": ratings} if format == "json" else {}
+    return FORMATS[format](person, conversations, memories, now, **more)
 
 
 def export_file(path: Path, pieces: Iterable[str]) -> int:

@@ -9,11 +9,12 @@ __all__ = ['ALL', 'BEST', 'SAMPLE', 'LEADING', 'REACH', 'KINDS', 'Entry', 'Ranke
 # %% ../../nbs/memory/14_ranking.ipynb #2bfcdeeb
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import lru_cache
 from importlib.resources import files
+from math import log
 from threading import RLock
 
 import numpy as np
@@ -34,7 +35,7 @@ from mongars.memory.features import (
 )
 from .postings import Column, Postings
 from .vectors import Sittings, Vectors
-from .words import MONTHS
+from .words import MONTHS, language_of
 
 # %% ../../nbs/memory/14_ranking.ipynb #ee6501b0
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Fusion:
     near: np.ndarray  # (features,) float32
     far: np.ndarray
     confidence: Mapping[str, float]  # of each signal, and a bias
+    crowded: Mapping[str, float]  # what is added to them for each e-fold of memories in a sitting
 
 
 @lru_cache(1)
@@ -88,14 +90,16 @@ def read_fusion() -> Fusion:
 
 
 def as_fusion(made: Mapping[str, Mapping[str, float]]) -> Fusion:
-    """The weights of the tables `near`, `far` and `confidence`; `ValueError` where names are not the code's."""
-    for name, wanted in (("near", FEATURES), ("far", FEATURES), ("confidence", (*SIGNALS, "bias"))):
+    """The weights of the tables of `fusion.toml`; `ValueError` where names are not the code's."""
+    for name, wanted in (
+        ("near", FEATURES), ("far", FEATURES), ("confidence", (*SIGNALS, "bias")), ("crowded", SIGNALS[:-1]),
+    ):  # fmt: skip
         if set(made[name]) != set(wanted):
             raise ValueError(
                 f"the weights [{name}] and the code differ: {sorted(set(made[name]) ^ set(wanted))}"
             )
     near, far = (np.array([made[name][f] for f in FEATURES], np.float32) for name in ("near", "far"))
-    return Fusion(near, far, dict(made["confidence"]))
+    return Fusion(near, far, dict(made["confidence"]), dict(made["crowded"]))
 
 
 @dataclass(frozen=True)
@@ -238,13 +242,21 @@ class WorkingSet:
         as_of: datetime | None = None,  # only what was said until then
         without: Collection[str] = (),  # ids of memories that are not to be found
         besides: Collection[str] = (),  # ids of those that held at `as_of`, though they were said later
-        only: Callable[[str], bool] | None = None,  # asked of an id, best first, until `k` are found
+        worth: tuple[float, float] = (
+            -np.inf,
+            -np.inf,
+        ),  # least likeness, or least share of the question's words
+        likely: tuple[float, float] | None = None,  # confidence: below one nothing, from the other on all
         asker: str | None = None,  # the speaker to whom "I" and "my" point
         days: Sequence[
             tuple[date, date]
         ] = (),  # that are asked for, beside those written out in the question
+        among: int | None = None,  # the confidence is about the first so many; by default `k`
     ) -> Ranking:
-        """The `k` memories that matter most for a question; of equal ones the newer first."""
+        """The `k` memories that matter most for a question; of equal ones the newer first.
+
+        In a language that the encoder does not read, `likely` counts for nothing: no confidence was fitted there.
+        """
         with self.lock:
             if k < 1 or not len(self):
                 return Ranking()
@@ -253,9 +265,19 @@ class WorkingSet:
             if not len(scored.rows):
                 return Ranking()
             order = self._order(scored)
-            items = self._items(scored, order, k, only)
-            sure = probability(self.signals(scored, k, order), self.fusion.confidence) if items else 0.0
-            return Ranking(items, round(sure, 4))
+            made = self.signals(scored, among or k, order)
+            sure = round(probability(made, self.fusion.confidence, self.fusion.crowded), 4)
+            if likely is not None and self.reads(question):
+                if sure < likely[0]:
+                    return Ranking((), sure)
+                if sure >= likely[1]:
+                    worth = (-np.inf, -np.inf)
+            return Ranking(self._items(scored, order, k, worth), sure)
+
+    def reads(self, text: str) -> bool:
+        """Whether the encoder reads a text's language, as far as it can be told."""
+        language = language_of(text)
+        return not language or language in self.languages
 
     def score(self, question: str, vector, allowed: np.ndarray, asker: str | None = None, days=()) -> Scored:
         """The scores of the rows that come into question."""
@@ -263,9 +285,7 @@ class WorkingSet:
         seen = self._see(question, vector, asked, allowed, days)
         rows, sample = self._candidates(seen)
         made = self.features(seen, rows, sample, asked, asker)
-        far = self.columns["far"].values[rows] | (
-            bool(asked.language) and asked.language not in self.languages
-        )
+        far = self.columns["far"].values[rows] | (not self.reads(question))
         parts = made * np.where(far[:, None], self.fusion.far, self.fusion.near)
         return Scored(seen, rows, sample, made, parts, parts.sum(1))
 
@@ -280,26 +300,27 @@ class WorkingSet:
         rest = float(
             (np.maximum(some.weights - 1, 0) * np.exp(np.minimum(scored.scores[some.places], 50))).sum()
         )
+        sampled, all_of_it = scored.rows[some.places], max(float(some.weights.sum()), 1e-6)
+        usual = float(some.weights @ scored.seen.cosines[sampled]) / all_of_it
+        sittings = float(some.weights @ (scored.seen.before[sampled] < 0))  # each has one that begins it
+        crowd = log(max(1.0, all_of_it / max(sittings, 1.0)))
         vectors = self.vectors.some(scored.rows[order[:TOP]])
-        return signals(scored.seen, scored.rows, scored.scores, order, vectors, k, rest)
+        return signals(scored.seen, scored.rows, scored.scores, order, vectors, k, rest, usual, crowd)
 
-    def _items(self, scored: Scored, order: np.ndarray, k: int, only) -> tuple[Ranked, ...]:
+    def _items(self, scored: Scored, order: np.ndarray, k: int, worth) -> tuple[Ranked, ...]:
+        rows, words = scored.rows[order], scored.seen.matches
+        alike, covered = scored.seen.cosines[rows], words.covered(words.held[rows])
         found: dict[str, Ranked] = {}
-        for at in order:
-            id, parts = self.ids[scored.rows[at]], scored.parts[at]
-            if id in found or (only is not None and not only(id)):
+        for n in np.flatnonzero((alike >= worth[0]) | (covered >= worth[1])):
+            id, at = self.ids[rows[n]], order[n]
+            if id in found:
                 continue
-            given = {f: p for f, p in zip(FEATURES, parts.round(4).tolist(), strict=True) if p}
-            row, words = scored.rows[at], scored.seen.matches
-            covered = words.covered(words.held[[row]])[0]
-            alike = scored.seen.cosines[row]
-            found[id] = Ranked(
-                id,
-                round(float(scored.scores[at]), 5),
-                given,
-                round(float(alike), 4),
-                round(float(covered), 4),
+            parts = zip(FEATURES, scored.parts[at].round(4).tolist(), strict=True)
+            score, near, share = (
+                float(column[i]) for column, i in ((scored.scores, at), (alike, n), (covered, n))
             )
+            given = {name: part for name, part in parts if part}
+            found[id] = Ranked(id, round(score, 5), given, round(near, 4), round(share, 4))
             if len(found) == k:
                 break
         return tuple(found.values())

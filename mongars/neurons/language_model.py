@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..base.errors import Busy
 from ..base.telemetry import ANSWERS, FIRST_TOKEN_SECONDS, TOKENS
-from .generation import Finish, Sampling, TransformersEngine
+from .generation import Engine, Finish, Sampling, TransformersEngine
 from .prompt import Message
 from .remote import RemoteEngine
 
@@ -25,10 +25,11 @@ from .remote import RemoteEngine
 class LanguageModel:
     """One loaded model that streams answers to many."""
 
-    def __init__(self, engine: TransformersEngine | RemoteEngine, at_once: int = 1, waiting: int = 8):
+    def __init__(self, engine: Engine | RemoteEngine, at_once: int = 1, waiting: int = 8):
         self.engine = engine
         self.name: str = engine.name
         self.adapter: str | None = engine.adapter.name if engine.adapter else None
+        self.runtime: str = engine.runtime  # what computes, in words
         self.at_once, self.waiting = at_once, waiting
         self._workers = ThreadPoolExecutor(at_once, thread_name_prefix="answer")
         self._taken = 0
@@ -93,11 +94,18 @@ class Place:
     def __init__(self, model: LanguageModel):
         self.model = model
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[str | Finish]:
-        """The answer in pieces as they come, then a `Finish`. Leaving the loop early stops the work."""
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, owner: str | None = None
+    ) -> AsyncIterator[str | Finish]:
+        """The answer in pieces as they come, then a `Finish`. Leaving the loop early stops the work.
+
+        `owner`: an opaque key of the person; an engine may keep what it read for the next answer to the same one.
+        """
         loop, pieces, left = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
         came = time.perf_counter()
-        work = loop.run_in_executor(self.model._workers, self._work, messages, sampling, loop, pieces, left)
+        work = loop.run_in_executor(
+            self.model._workers, self._work, messages, sampling, owner, loop, pieces, left
+        )
         first = True
         try:
             while True:
@@ -114,10 +122,10 @@ class Place:
             left.set()
             work.cancel()  # if it has not begun
 
-    def _work(self, messages, sampling, loop, pieces, left) -> None:
+    def _work(self, messages, sampling, owner, loop, pieces, left) -> None:
         began = time.perf_counter()
         try:
-            for piece in self.model.engine.generate(messages, sampling, left.is_set):
+            for piece in self.model.engine.generate(messages, sampling, left.is_set, owner):
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
                 if isinstance(piece, Finish):
                     TOKENS.labels("read").inc(piece.prompt_tokens)

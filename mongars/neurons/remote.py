@@ -100,6 +100,7 @@ class RemoteEngine:
     """A model behind an OpenAI-compatible server, used like one that runs here."""
 
     adapter = None  # the server's own affair
+    runtime = "a model server"
 
     def __init__(
         self, where: Address, key: str | None = None, window: int | None = None, remote_allowed: bool = False
@@ -164,9 +165,13 @@ class RemoteEngine:
         self._http.close()
 
     def generate(
-        self, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool] = lambda: False
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        cancelled: Callable[[], bool] = lambda: False,
+        owner: str | None = None,
     ) -> Iterator[str | Finish]:
-        """The answer in pieces, then a `Finish`.
+        """The answer in pieces, then a `Finish`. The server is not told whose it is (`owner`).
 
         `NotReady` when the server fails, `Busy` when it is full, `BadInput` when it refuses.
         """

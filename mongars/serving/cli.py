@@ -24,7 +24,7 @@ import mongars
 from ..base.errors import BadInput, MongarsError, NotReady
 from ..base.outbound import keep_quiet
 from ..base.settings import read_settings
-from . import learning_commands, memory_commands
+from . import learning_commands, memory_commands, night_commands
 from .console import AsJson, err, open_accounts, out, person_named, say, show
 from .launch import address, start, stop, wait_until_ready
 
@@ -210,16 +210,25 @@ def key(name: str, label: str = "", as_json: AsJson = False) -> None:
 # %% ../../nbs/serving/15_cli.ipynb #6dd3b588
 app.command(name="run")(learning_commands.run_experiment)
 app.command(name="runs")(learning_commands.list_runs)
+for command in (night_commands.evolve, night_commands.rollback, night_commands.report, night_commands.sql):
+    app.command()(command)
 app.command(name="import")(memory_commands.import_chats)
 app.command()(memory_commands.export)
 app.command()(memory_commands.consolidate)
 
 # %% ../../nbs/serving/15_cli.ipynb #f891d180
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    as_json: AsJson = False,
+    bench: Annotated[
+        bool, typer.Option(help="measure the engines first, and remember the faster one")
+    ] = False,
+) -> None:
     """Look at everything a healthy house needs."""
-    from mongars.serving.doctor import checks
+    from mongars.serving.doctor import checks, measure_engines
 
+    if bench:
+        measure_engines(read_settings(), say)
     found = checks(read_settings())
     rows = [
         {"check": n, "ok": ok if as_json else "yes" if ok else "NO", "seen": seen} for n, ok, seen in found

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from ..base.errors import BadInput, MongarsError, NotReady
 from ..base.settings import read_settings
+from . import night_commands
 from .console import AsJson, energy_of, err, out, say, show
 
 # %% ../../nbs/serving/20_learning_commands.ipynb #a7cfdbe4
@@ -125,6 +126,7 @@ def list_adapters(context: typer.Context, as_json: AsJson = False) -> None:
 
     if context.invoked_subcommand:
         return
+    learnt = night_commands.adapter_rows()
     rows, words = adapter_rows(read_settings()), {True: "yes", False: "no", None: "unknown"}
     brief = [
         {n: row[n] or "unknown" for n in ("adapter", "where", "base")}
@@ -132,7 +134,13 @@ def list_adapters(context: typer.Context, as_json: AsJson = False) -> None:
         | {"energy": energy_of(row), "made": (row["made"] or "unknown")[:10]}
         for row in rows
     ]
-    show(rows if as_json else brief, as_json, "Adapters")
+    if as_json:
+        print(json.dumps(rows + learnt, indent=1))
+        return
+    show(brief, as_json, "Adapters")
+    if learnt:
+        names = ("adapter", "kind", "owner", "state", "generation", "verdict", "run")
+        show([{n: row[n] for n in names} for row in learnt], as_json, "Learnt from conversations")
     for row in rows:
         if row["wrong"] and not as_json:
             err.print(escape(row["wrong"]), soft_wrap=True)

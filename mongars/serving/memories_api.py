@@ -52,6 +52,8 @@ class MemoriesShape(BaseModel):
 class FoundShape(BaseModel):
     items: list[WholeMemory]
     confidence: float = Field(description="how likely it is that the answer is among them")
+    adapter: str | None = Field(description="id of the adapter that the question went through")
+    generation: int = Field(description="how often what serves this person has changed")
 
 
 class HistoryOfMemory(BaseModel):
@@ -172,7 +174,10 @@ def search(
 ) -> FoundShape:  # fmt: skip
     """The memories that matter most for a question, with the parts of their scores; `as_of`: what held then."""
     recall = house.hippocampus.recall(person.id, q, limit, now_utc(), as_of, least=float("-inf"))
-    return FoundShape(items=[whole(memory) for memory in recall.items], confidence=recall.confidence)
+    return FoundShape(
+        items=[whole(memory) for memory in recall.items], confidence=recall.confidence,
+        adapter=recall.mapped.adapter, generation=recall.mapped.generation,
+    )  # fmt: skip
 
 
 @memories_api.post("/memories", status_code=201, responses=problems(422))

@@ -26,7 +26,7 @@ from ..base.tables import Person, now_utc
 from ..memory.importing import export_file, export_text
 from .api import HouseHere
 from .arrivals import Arrivals, receive
-from .carrying import conversations_of, memories_of
+from .carrying import conversations_of, memories_of, ratings_of
 from .doors import visitor
 from .memories_view import SHELVES, arriving, carry, found, going, gone_words, listing, one
 
@@ -110,6 +110,7 @@ def export(house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, forma
         conversations_of(house.store, person.id),
         memories_of(house.store, person.id),
         now,
+        ratings_of(house.store, person.id),
     )
     with tempfile.TemporaryDirectory(dir=arrivals.folder(house.settings.home)) as folder:
         size = export_file(Path(folder) / "export", pieces)

@@ -46,13 +46,18 @@ def export(
     """Write down all that is remembered of a person."""
     from mongars.base.tables import now_utc
     from mongars.memory.importing import export_file, export_text
-    from mongars.serving.carrying import conversations_of, memories_of
+    from mongars.serving.carrying import conversations_of, memories_of, ratings_of
 
     accounts = open_accounts()
     person = person_named(accounts, user)
     store = accounts.store
     pieces = export_text(
-        format, person.username, conversations_of(store, person.id), memories_of(store, person.id), now_utc()
+        format,
+        person.username,
+        conversations_of(store, person.id),
+        memories_of(store, person.id),
+        now_utc(),
+        ratings_of(store, person.id),
     )
     if file is None:
         sys.stdout.writelines(pieces)

@@ -228,7 +228,11 @@ def models_of(house: House) -> list[dict]:
     named = [(base, base, None), *([(adapter, base, base)] if adapter else [])]
     named.append((house.embedder.name, house.embedder.name, None))
     made = {"object": "model", "created": 0, "owned_by": "mongars"}
-    return [made | {"id": name, "root": root, "parent": parent} for name, root, parent in named]
+    rows = [made | {"id": name, "root": root, "parent": parent} for name, root, parent in named]
+    return [
+        row | {"runtime": house.model.runtime if row["root"] == base else house.embedder.runtime}
+        for row in rows
+    ]
 
 
 @openai_api.get("/models")

@@ -17,10 +17,12 @@ from fastapi.staticfiles import StaticFiles
 
 from ..base.errors import MongarsError
 from ..base.outbound import keep_quiet
+from ..base.tables import now_utc
 from .arrivals import Arrivals
 from .doorkeeper import Doorkeeper
 from .doors import PAGES, doors, template, told
 from .memories_page import changes, memories_page
+from .opinion import about, consent_line, explain, judge, thumbs
 from mongars.serving.view import (
     SHOWN_CONVERSATIONS,
     View,
@@ -71,13 +73,29 @@ def room(app: FastAPI):
             new = gr.Button("New conversation", elem_id="new", variant="primary")
             html('<a href="#memories">Memories</a>', "to-memories", ours=True)
             past = gr.Radio([], label="Conversations", show_label=False, elem_id="list", container=False)
+            with gr.Column(visible=False, elem_id="consent") as asking:
+                question = html("", "question", ours=True)
+                with gr.Row():
+                    yes = gr.Button("Yes", size="sm", elem_id="consent-yes")
+                    no = gr.Button("No", size="sm", elem_id="consent-no")
+            agreed = gr.Checkbox(
+                label="Learn from my conversations", visible=False, elem_id="learn", container=False
+            )
             who = html("", "who", ours=True)
         with gr.Column(elem_id="talk"):
             said = gr.Chatbot(
                 label="Conversation", show_label=False, elem_id="said", layout="bubble", height=None, buttons=["copy"],
                 placeholder=template("placeholder.html").template, latex_delimiters=[], allow_tags=False,
-                group_consecutive_messages=False, feedback_options=None, scale=1,
+                group_consecutive_messages=False, feedback_options=["Like", "Dislike"], scale=1,
             )  # fmt: skip
+            with gr.Column(visible=False, elem_id="opinion") as opinion:
+                rated = gr.Textbox(visible=False, label="Turn that is rated")
+                over = html("", "over", ours=True)
+                reason = gr.Textbox(label="Why?", placeholder="Why?", lines=1, max_lines=4, container=False)
+                edit = gr.Textbox(label="What it should have been", lines=2, max_lines=8)
+                with gr.Row(elem_id="opinion-foot"):
+                    keep = gr.Button("Save", variant="primary", size="sm", elem_id="keep")
+                    leave = gr.Button("Close", size="sm", elem_id="leave")
             notice = html("", "notice")
             aside = html("", "aside")
             box = gr.Textbox(
@@ -101,7 +119,9 @@ def room(app: FastAPI):
             visible="hidden", label="Turn to be shown", elem_id="place"
         )  # room.js writes into it
         before = gr.Textbox(visible=False, label="Where the shown part of the conversation ends")
-        everything = [said, conversation, box, notice, panel, line, past, who, pause, aside, before]
+        everything = [said, conversation, box, notice, panel, line, past, who, pause, aside, before, opinion]
+        consent = [asking, question, agreed]
+        form = [said, opinion, rated, over, reason, edit, notice]
 
         def show(view: View, person_id: str, clear: bool = False) -> list:
             now, here = datetime.now(), house()
@@ -109,10 +129,10 @@ def room(app: FastAPI):
             buttons = {"submit_btn": not view.answering and "Send", "stop_btn": view.answering and "Stop"}
             choices = titles(here.conversations.conversations(person_id, SHOWN_CONVERSATIONS), now)
             return [
-                bubbles(view), current, gr.Textbox(**buttons, **({"value": ""} if clear else {})),
+                chat_again(view), current, gr.Textbox(**buttons, **({"value": ""} if clear else {})),
                 f'<p role="alert">{told(view.notice)}</p>' if view.notice else "", recalled(view, now),
                 status(here, view), gr.Radio(choices=choices, value=current if view.turns else None),
-                signed_in(here, person_id), paused, pause_notice(paused), view.before,
+                signed_in(here, person_id), paused, pause_notice(paused), view.before, gr.Column(visible=False),
             ]  # fmt: skip
 
         def open_page(request: gr.Request) -> list:
@@ -167,6 +187,58 @@ def room(app: FastAPI):
             place = event.index // 2  # each turn is a question and an answer
             return recalled(look(house(), request.username, id, place, before), datetime.now())
 
+        def alert(error: MongarsError) -> str:
+            return f'<p role="alert">{told(error.detail)}</p>'
+
+        def chat_again(view: View) -> dict:
+            return gr.Chatbot(bubbles(view), feedback_value=thumbs(view.turns, view.verdicts))
+
+        def thumb(id: str, before: str, event: gr.LikeData, request: gr.Request) -> list:
+            here, place = house(), event.index // 2
+            try:
+                view = look(here, request.username, id, place, before)
+                turn = view.turns[place]
+                verdict = judge(here.ratings, request.username, turn.id, event.liked, now_utc())
+                view = look(here, request.username, id, place, before)
+            except MongarsError as error:
+                return [gr.skip()] * (len(form) - 1) + [alert(error)]
+            comment, edited = (verdict.comment, verdict.edit) if verdict else (None, None)
+            return [
+                chat_again(view), gr.Column(visible=verdict is not None), turn.id, about(turn, verdict), comment or "",
+                edited or turn.response or "", "",
+            ]  # fmt: skip
+
+        def keep_opinion(
+            id: str, before: str, turn_id: str, comment: str, edited: str, request: gr.Request
+        ) -> list:
+            here = house()
+            try:
+                turn = here.conversations.turn(request.username, turn_id)
+                explain(here.ratings, request.username, turn, comment, edited, now_utc())
+                view = look(here, request.username, id, before=before)
+            except MongarsError as error:
+                return [gr.skip()] * (len(form) - 1) + [alert(error)]
+            return [chat_again(view), gr.Column(visible=False), "", "", "", "", ""]
+
+        def show_consent(request: gr.Request) -> list:
+            now = house().consents.get(request.username)
+            never = now.changed_at is None
+            return [
+                gr.Column(visible=never),
+                consent_line(now),
+                gr.Checkbox(value=now.training, visible=not never),
+            ]
+
+        def agree(training: bool, request: gr.Request) -> list:
+            house().consents.set(request.username, training is True, now_utc())
+            return show_consent(request)
+
+        def say_yes(request: gr.Request) -> list:
+            return agree(True, request)
+
+        def say_no(request: gr.Request) -> list:
+            return agree(False, request)
+
         sending = box.submit(
             answer, [box, conversation, pause], everything, concurrency_limit=None, trigger_mode="once",
             show_progress="hidden", api_visibility="private",
@@ -181,9 +253,16 @@ def room(app: FastAPI):
             open_turn, [place, conversation, pause], everything, **quiet
         )
         pause.input(set_pause, [pause, conversation], [pause, aside, notice], **quiet)
+        said.like(thumb, [conversation, before], form, **quiet)
+        keep.click(keep_opinion, [conversation, before, rated, reason, edit], form, **quiet)
+        leave.click(lambda: gr.Column(visible=False), None, opinion, **quiet)
+        agreed.input(agree, [agreed], consent, **quiet)
+        yes.click(say_yes, None, consent, **quiet)
+        no.click(say_no, None, consent, **quiet)
         said.select(look_at, [conversation, before], [panel], **quiet)
         new.click(None, cancels=[sending]).then(open_page, None, everything, **quiet)
         blocks.load(open_page, None, everything, **quiet)
+        blocks.load(show_consent, None, consent, **quiet)
         gr.api(chat, api_name="chat", concurrency_limit=None)
     return blocks
 

@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from html import escape
 
@@ -22,8 +22,10 @@ from ..base.tables import Conversation, now_utc
 from ..memory.conversations import Turn, title_of
 from ..memory.forgetting import FORGOTTEN
 from ..memory.hippocampus import Memory
+from ..memory.ratings import Verdict
 from ..mind.cortex import Answered, Ask, Said, Started
 from .api import sampling_of
+from .opinion import better
 from .reasons import why
 from .wiring import House
 
@@ -47,6 +49,7 @@ class View:
     paused: bool = False  # what is said in it is not remembered
     before: str = ""  # where the shown part of it ends, as a cursor; empty: it is shown to its end
     found: int | None = None  # place of the turn that was looked for
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # what is thought of the answers, by turn
 
 
 def look(house: House, person_id: str, conversation_id: str, place: int = -1, before: str = "") -> View:
@@ -61,7 +64,10 @@ def look(house: House, person_id: str, conversation_id: str, place: int = -1, be
     notice = "What was said after this is not shown. Choose the conversation to see it." if before else notice
     paused = house.conversations.get(person_id, conversation_id).paused
     about = chosen and chosen.id
-    return View(turns, tuple(memories), about, notice, False, conversation_id, paused, before)
+    verdicts = house.ratings.of(person_id, [turn.id for turn in turns])
+    return View(
+        turns, tuple(memories), about, notice, False, conversation_id, paused, before, verdicts=verdicts
+    )
 
 
 def look_for(house: House, person_id: str, turn_id: str) -> View:
@@ -167,6 +173,11 @@ def bubbles(view: View) -> list[dict[str, str]]:
         answer = harmless(turn.response or gone) or ("…" if coming else "*This was never answered.*")
         if turn.finish_reason == "cancelled":
             answer += "\n\n*Stopped.*"
+        verdict = view.verdicts.get(turn.id)
+        if verdict is not None and verdict.edit is not None:
+            answer += better(verdict) + "\n".join(
+                f"> {line}" for line in literally(verdict.edit).splitlines()
+            )
         said.append({"role": "assistant", "content": answer})
     return said
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0003"
+down_revision = "0005"
 
 ID = sa.String(32)
 MOMENT = sa.DateTime(timezone=True)
