@@ -18,12 +18,13 @@ from sqlalchemy import create_engine, text
 
 ROOT = Path(__file__).parent.parent
 SERVE = """
-import sys, uvicorn
+import os, sys, uvicorn
 from mongars.base.outbound import keep_quiet
 keep_quiet()
 from mongars.base.settings import read_settings
 from mongars.serving.service import whole_app
-uvicorn.run(whole_app(read_settings(_env_file=None)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+uvicorn.run(whole_app(read_settings(_env_file=None)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning",
+            ws_ping_interval=float(os.environ.get("TEST_PING_SECONDS", "20")))
 """
 
 
@@ -43,7 +44,7 @@ class Server:
     port: int
     folder: Path
     process: subprocess.Popen | None = None
-    tokens: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -93,12 +94,14 @@ class Server:
     def person(self, name: str, password: str = "correct horse") -> httpx.Client:
         """A client signed in as a person, who is registered if need be."""
         client = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
-        if name not in self.tokens:
+        token, since = self.tokens.get(name, ("", 0.0))
+        if not token or time.monotonic() - since > 600:  # it lives 15 minutes
             client.post("/api/v1/user/register", json={"username": name, "password": password})
             answer = client.post("/token", data={"username": name, "password": password})
             assert answer.status_code == 200, answer.text
-            self.tokens[name] = answer.json()["access_token"]
-        client.headers["Authorization"] = f"Bearer {self.tokens[name]}"
+            token = answer.json()["access_token"]
+            self.tokens[name] = token, time.monotonic()
+        client.headers["Authorization"] = f"Bearer {token}"
         return client
 
     def mongars(self, *words: str, **options) -> subprocess.CompletedProcess:
@@ -163,6 +166,32 @@ def make_server(tmp_path_factory, tiny_models):
 def session_server(make_server) -> Server:
     """A running server with tiny models and no page."""
     return make_server(max_new_tokens=40).start()
+
+
+@pytest.fixture(scope="session")
+def make_app(tmp_path_factory, tiny_models):
+    """The whole application without a network: `with make_app(**settings) as client:`; no page, tiny models."""
+    from fastapi.testclient import TestClient
+
+    from mongars.base.settings import read_settings
+    from mongars.serving.service import whole_app
+
+    def make(**settings) -> TestClient:
+        chosen = {
+            "home": tmp_path_factory.mktemp("home"), "model": str(tiny_models[0]), "embedder": str(tiny_models[1]),
+            "page": False, "max_new_tokens": 24,
+        } | settings  # fmt: skip
+        app = whole_app(read_settings(_env_file=None, **chosen))
+        return TestClient(app, raise_server_exceptions=False, follow_redirects=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def app(make_app):
+    """A client of one such application, shared; its house is `app.app.state.house`."""
+    with make_app() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

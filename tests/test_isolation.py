@@ -3,77 +3,11 @@
 import json
 
 import pytest
+from routes import CANARY, ROUTES
 
-CANARY = "zebrafinch"  # Bo's word; Ana must never meet it
-
-# how to call each route as Ana, aiming at what is Bo's where the route can name something
-CALLS = {
-    "POST /api/v1/user/register": lambda bo: {"json": {"username": "Bo", "password": "12345678"}},
-    "POST /token": lambda bo: {"data": {"username": "Bo", "password": "wrong horse"}},
-    "POST /api/v1/conversation/chat": lambda bo: {
-        "json": {"message": f"What did I say about {CANARY[:5]}?", "conversation_id": bo["conversation_id"]},
-        "headers": {"Idempotency-Key": "bos-key"},
-    },
-    "GET /api/v1/conversation/history": lambda bo: {
-        "params": {"conversation_id": bo["conversation_id"], "before": bo["cursor"]}
-    },
-    "GET /api/v1/memories": lambda bo: {
-        "params": {
-            "conversation_id": bo["conversation_id"],
-            "text": CANARY[1:5],
-            "before": bo["memory_cursor"],
-        }
-    },
-    "POST /api/v1/memories": lambda bo: {"json": {"text": "I have a dog."}},
-    "DELETE /api/v1/memories": lambda bo: {"params": {"confirm": "nothing"}},
-    "GET /api/v1/memories/search": lambda bo: {"params": {"q": f"My {CANARY[:5]} sings in the morning"}},
-    "GET /api/v1/memories/{id}": lambda bo: {"path": f"/api/v1/memories/{bo['memory_id']}"},
-    "GET /api/v1/memories/{id}/history": lambda bo: {"path": f"/api/v1/memories/{bo['memory_id']}/history"},
-    "POST /api/v1/memories/{id}/correction": lambda bo: {
-        "path": f"/api/v1/memories/{bo['memory_id']}/correction",
-        "json": {"text": "It is silent."},
-    },
-    "PATCH /api/v1/memories/{id}": lambda bo: {
-        "path": f"/api/v1/memories/{bo['memory_id']}",
-        "json": {"expires_at": "2020-01-01T00:00:00Z"},
-    },
-    "DELETE /api/v1/memories/{id}": lambda bo: {"path": f"/api/v1/memories/{bo['memory_id']}"},
-    "GET /api/v1/conversations": lambda bo: {},
-    "POST /api/v1/conversations": lambda bo: {"json": {"paused": True}},
-    "GET /api/v1/conversations/{id}": lambda bo: {"path": f"/api/v1/conversations/{bo['conversation_id']}"},
-    "PATCH /api/v1/conversations/{id}": lambda bo: {
-        "path": f"/api/v1/conversations/{bo['conversation_id']}",
-        "json": {"paused": True},
-    },
-    "DELETE /api/v1/conversations/{id}": lambda bo: {
-        "path": f"/api/v1/conversations/{bo['conversation_id']}"
-    },
-    "GET /api/v1/conversation/turns/{id}/memories": lambda bo: {
-        "path": f"/api/v1/conversation/turns/{bo['turn_id']}/memories"
-    },
-    "POST /api/v1/feedback": lambda bo: {"json": {"references": [bo["turn_id"]], "score": -1}},
-    "GET /api/v1/feedback": lambda bo: {"params": {"before": bo["cursor"]}},
-    "GET /api/v1/feedback/{id}": lambda bo: {"path": f"/api/v1/feedback/{bo['turn_id']}"},
-    "DELETE /api/v1/feedback/{id}": lambda bo: {"path": f"/api/v1/feedback/{bo['turn_id']}"},
-    "GET /api/v1/me/consent": lambda bo: {},
-    "PUT /api/v1/me/consent": lambda bo: {"json": {"training_consent": False}},
-    "POST /v1/chat/completions": lambda bo: {
-        "json": {
-            "model": "tiny-chat",
-            "messages": [{"role": "user", "content": "What did I say?"}],
-            "max_tokens": 8,
-        },
-        "headers": {"X-Conversation-Id": bo["conversation_id"]},
-    },
-    "GET /v1/models": lambda bo: {},
-    "GET /v1/models/{name}": lambda bo: {"path": "/v1/models/tiny-chat"},
-    "POST /v1/embeddings": lambda bo: {"json": {"model": "tiny-encoder", "input": "What did Bo say?"}},
-    "GET /healthz": lambda bo: {},
-    "GET /ready": lambda bo: {},
-    "GET /metrics": lambda bo: {},
-}
+CALLS = {name: route.call for name, route in ROUTES.items()}
 NAMING = {"POST /api/v1/feedback"} | {route for route in CALLS if "{id}" in route}
-OPEN = {"POST /api/v1/user/register", "POST /token", "GET /healthz", "GET /ready", "GET /metrics"}
+OPEN = {name for name, route in ROUTES.items() if route.rule == "open"}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +26,14 @@ def bo(server) -> dict:
     cursor = client.get("/api/v1/conversation/history", params={"limit": 1}).json()["next"]
     page = client.get("/api/v1/memories", params={"limit": 1}).json()
     memory_id = client.get("/api/v1/memories", params={"text": "sings"}).json()["items"][0]["id"]
-    return {**answer, "cursor": cursor, "memory_cursor": page["next"], "memory_id": memory_id}
+    person_id = client.get("/api/v1/user/me").json()["id"]
+    return {
+        **answer,
+        "person_id": person_id,
+        "cursor": cursor,
+        "memory_cursor": page["next"],
+        "memory_id": memory_id,
+    }
 
 
 def routes_of(server) -> set[str]:
@@ -116,11 +57,15 @@ def test_ana_never_meets_what_is_bos(server, bo, route, credential):
     path = options.pop("path", path)
     answer = ana.request(method, path, **options)
     assert answer.status_code < 500, answer.text
+    if "logout" in route:  # she did sign out
+        del server.tokens["Ana"]
+        ana = server.person("Ana")
     if route in NAMING:  # another's is told like one that is not there, to the letter
-        nowhere = {name: "0" * 32 for name in ("conversation_id", "turn_id", "memory_id")}
+        nowhere = {name: "0" * 32 for name in ("conversation_id", "turn_id", "memory_id", "person_id")}
         elsewhere = CALLS[route](bo | nowhere)
         missing = ana.request(method, elsewhere.pop("path", path), **elsewhere)
-        assert answer.status_code == missing.status_code == 404, answer.text
+        hidden = 404 if ROUTES[route].rule == "user" else 403
+        assert answer.status_code == missing.status_code == hidden, answer.text
         ours = max(path.split("/"), key=len) if "{id}" in route else bo["turn_id"]
         assert answer.text.replace(ours, "0" * 32) == missing.text
     else:

@@ -24,6 +24,7 @@ from mongars.base.tables import (
     Rating,
     Recollection,
     Remembered,
+    ToldEvent,
     Utterance,
 )
 from .catalogue import IMPORTED, imported_name
@@ -137,6 +138,7 @@ def remove(session: Session, counter: MemoryCounter, all_of_it: Doomed) -> None:
     for some in chunks(sorted(all_of_it.answers)):
         answers = col(Utterance.exchange_id).in_(some), Utterance.role == "assistant"
         session.execute(delete(Utterance).where(*answers))
+        session.execute(delete(ToldEvent).where(col(ToldEvent.exchange_id).in_(some)))
         session.execute(delete(Rating).where(col(Rating.exchange_id).in_(some)))
         session.execute(
             update(Exchange)

@@ -17,7 +17,8 @@ from collections.abc import Callable
 import psutil
 
 from ..base.errors import BadInput, MongarsError, NotReady
-from ..base.settings import Settings, read_settings, signing_key
+from ..base.keys import signing_keys
+from ..base.settings import Settings, read_settings
 from ..base.store import Store
 from ..neurons import adapters, engines, model_store, quantised
 from ..neurons.model_folder import MANIFEST, check, fingerprint, verify
@@ -145,7 +146,7 @@ def checks(settings: Settings) -> list[tuple[str, bool, str]]:
 
     def key() -> str:
         if settings.secret_key or (settings.home / "secret_key").exists():
-            signing_key(settings)
+            signing_keys(settings)
             return "set" if settings.secret_key else "in the home"
         return "none yet: `mongars up` makes it"
 

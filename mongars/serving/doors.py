@@ -19,10 +19,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRouter
 
 import mongars
-from ..base.errors import MongarsError, NotAllowed, NotSignedIn
+from ..base.errors import Busy, MongarsError, NotAllowed, NotSignedIn
 from ..base.tables import Person
 from .accounts import LIFETIMES
-from .api import house_of
+from .callers import address_of, house_of
 from .wiring import House
 
 PAGES = Path(mongars.__file__).parent / "serving" / "pages"
@@ -139,9 +139,12 @@ def sign_in(request: Request, username: Text = "", password: Text = "") -> Respo
     """Exchange name and password for a session."""
     house = house_of(request)
     try:
-        person = house.accounts.authenticate(username, password)
-    except NotSignedIn as error:
-        return sign_in_page(house, error.status, error.detail, username)
+        with house.attempts.one(username, address_of(request)):
+            person = house.accounts.authenticate(username, password)
+    except (NotSignedIn, Busy) as error:
+        page = sign_in_page(house, error.status, error.detail, username)
+        page.headers.update({"Retry-After": str(error.retry_after)} if error.retry_after else {})
+        return page
     return welcome(request, house, person)
 
 

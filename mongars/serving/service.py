@@ -24,10 +24,12 @@ def whole_app(settings: Settings):
     """The FastAPI application with every face it has: API, OpenAI API and, unless switched off, the page."""
     from mongars.serving.api import create_app
     from mongars.serving.feedback_api import feedback_api
+    from mongars.serving.live import live
     from mongars.serving.memories_api import memories_api
     from mongars.serving.openai_api import openai_api
 
     app = create_app(settings)
+    app.include_router(live)
     app.include_router(memories_api)
     app.include_router(feedback_api)
     app.include_router(openai_api)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..base.errors import BadInput, MongarsError, NotReady
-from ..base.settings import Settings, signing_key
+from ..base.keys import signing_key, signing_keys
+from ..base.settings import Settings
 from ..base.store import Store
 from ..neurons import adapters, engines, model_store, quantised
 from ..neurons.model_folder import check
@@ -33,6 +34,9 @@ if TYPE_CHECKING:  # imported where they are built: they bring torch
     from mongars.neurons.embedder import Embedder
     from mongars.neurons.language_model import LanguageModel
     from mongars.neurons.remote import RemoteEngine
+    from mongars.serving.attempts import Attempts
+    from mongars.serving.channels import Channels
+    from mongars.serving.sessions import Sessions
     from mongars.serving.tokens import Tokens
 
 # %% ../../nbs/serving/02_wiring.ipynb #cf47d428
@@ -129,6 +133,7 @@ def prepare(settings: Settings, say: Callable[[str], None], port: bool = True) -
             quantised.make(model_store.locate(settings.embedder, settings.models), settings.models, say)
     choice = chosen_adapter(settings)
     _, made = signing_key(settings)
+    signing_keys(settings)  # an old key without an end is refused here
     if made:
         say(f"Made a signing key: {settings.home / 'secret_key'}")
     say(str(choice))
@@ -144,6 +149,8 @@ class House:
     store: Store
     accounts: Accounts
     tokens: "Tokens"
+    sessions: "Sessions"
+    attempts: "Attempts"
     model: "LanguageModel"
     embedder: "Embedder"
     conversations: "Conversations"
@@ -151,10 +158,12 @@ class House:
     consents: "Consents"
     hippocampus: "Hippocampus"
     cortex: "Cortex"
+    channels: "Channels"
 
     async def close(self) -> None:
         """Finish what is being said, store it, and let go of the database."""
         await self.cortex.close()
+        await self.channels.close()
         await asyncio.to_thread(self.model.close)
         await asyncio.to_thread(self.hippocampus.encoding.close)
         await asyncio.to_thread(self.embedder.close)
@@ -220,6 +229,9 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     from mongars.memory.conversations import Conversations
     from mongars.memory.ratings import Ratings
     from mongars.mind.cortex import CLOSE, Cortex
+    from mongars.serving.attempts import Attempts
+    from mongars.serving.channels import Channels
+    from mongars.serving.sessions import Sessions
     from mongars.serving.tokens import Tokens
 
     model = language_model(settings, say)
@@ -228,6 +240,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     say(f"Encoder {embedder.name}: {embedder.runtime}")
     accounts = Accounts(store)
     accounts.owner()  # before a stranger can ask for the name
+    tokens = Tokens(signing_keys(settings), settings.token_minutes)
     conversations = Conversations(store)
     if unread := hippocampus.unread():
         say(
@@ -237,22 +250,21 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     if gone := prune(store, settings.home):  # it was forgotten while nobody could do it
         say(f"Removed {len(gone)} shards of snapshots: what they stood on was forgotten or withdrawn")
     after = forgetter(settings, store)
+    close = CLOSE if settings.reads_little else math.inf
+    cortex = Cortex(hippocampus, conversations, model, settings.most_memories, close)
     return House(
         settings=settings,
         store=store,
         accounts=accounts,
-        tokens=Tokens(signing_key(settings)[0], settings.token_minutes),
+        tokens=tokens,
+        sessions=Sessions(store, accounts, tokens, settings.session_days),
+        attempts=Attempts(store),
         model=model,
         embedder=embedder,
         conversations=conversations,
         ratings=Ratings(store, after),
         consents=Consents(store, after),
         hippocampus=hippocampus,
-        cortex=Cortex(
-            hippocampus,
-            conversations,
-            model,
-            settings.most_memories,
-            CLOSE if settings.reads_little else math.inf,
-        ),
+        cortex=cortex,
+        channels=Channels(store, cortex, settings.ws_events_kept),
     )
