@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from mongars.base.settings import read_settings
 from mongars.growth.marks import right
@@ -18,9 +19,8 @@ from mongars.neurons.language_model import LanguageModel
 SETTINGS = read_settings(_env_file=None)
 NAME = "SmolLM2-135M-Instruct"
 READER = adapters.SHIPPED / "reader"
-ITEMS = [item for row in ("one fact, English", "near miss") for item in examination(row, 4, seed=7)]
+ITEMS = [item for row in ("one fact, English", "near miss") for item in examination(row, 2, seed=7)]
 
-library = pytest.importorskip("mongars.neurons.llama_library")
 if obstacle := engines.unfit(model_store.locate(NAME, SETTINGS.models)):
     pytest.skip(obstacle, allow_module_level=True)
 
@@ -33,7 +33,7 @@ def wish(**changes) -> engines.Wish:
 
 def say(engine, messages, owner=None, **options):
     """An answer, and how it ended."""
-    *pieces, finish = engine.generate(messages, Sampling(**{"max_new_tokens": 24, **options}), owner=owner)
+    *pieces, finish = engine.generate(messages, Sampling(**{"max_new_tokens": 16, **options}), owner=owner)
     return "".join(pieces).strip(), finish
 
 
@@ -48,10 +48,12 @@ def llama():
 @pytest.fixture(scope="module")
 def references() -> dict:
     """What transformers says to a few questions: with the reader, and without."""
-    said = {}
+    said, threads = {}, torch.get_num_threads()
+    torch.set_num_threads(1)  # two that wait awake for each other stand still on a busy machine
     for name, adapter in (("reader", READER), ("plain", None)):
         engine = TransformersEngine(wish().folder, NAME, adapter)
-        said[name] = [say(engine, item.messages()) for item in ITEMS[:4]]
+        said[name] = [say(engine, item.messages()) for item in ITEMS[:3]]
+    torch.set_num_threads(threads)
     return said
 
 
@@ -63,15 +65,15 @@ def test_auto_takes_it_for_the_default_model_and_says_why():
 
 @pytest.mark.timeout(180)
 def test_the_reader_is_in_effect(llama, references):
-    answers = [say(llama, item.messages()) for item in ITEMS[:4]]
+    answers = [say(llama, item.messages()) for item in ITEMS[:3]]
     same = {
         name: sum(a == b for a, b in zip(answers, said, strict=True)) for name, said in references.items()
     }
-    assert same["reader"] >= 3 and same["plain"] <= 1, (answers, references)
+    assert same["reader"] >= 2 and same["plain"] == 0, (answers, references)
     probes = json.loads(
         (gguf_form.place(wish().folder, SETTINGS.models, READER) / "manifest.json").read_text()
     )["probes"]
-    assert probes["to_merged"] > 0.99 and 1 - probes["to_merged"] < 0.5 * (1 - probes["to_plain"])
+    assert probes["to_merged"] > 0.999 and 1 - probes["to_merged"] < 0.5 * (1 - probes["to_plain"])
 
 
 def test_it_reads_and_many_are_answered_at_once(llama):

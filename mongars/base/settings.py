@@ -94,7 +94,8 @@ class Settings(BaseSettings):
         description="what runs the model: `transformers`, `llama` (llama.cpp), or `auto`: the faster one",
     )
     precision: Literal["q8_0", "f16", "f32"] = Field(
-        "q8_0", description="of the weights under llama.cpp: eight bits lose nothing that was measured"
+        "f16",
+        description="of the weights under llama.cpp: `f16`, `q8_0` (faster, sometimes another word) or `f32`",
     )
     answers_at_once: int | None = Field(
         None, ge=1, le=64, description="answers made at the same time; unset: 8 with llama.cpp, else 1"

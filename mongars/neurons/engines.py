@@ -40,7 +40,7 @@ class Wish:
     name: str | None = None  # None: a folder of one's own
     adapter: Path | None = None
     engine: str = AUTO
-    precision: str = "q8_0"
+    precision: str = "f16"
     at_once: int | None = None
     window: int | None = None
     measured: Path | None = None  # what `mongars doctor --bench` found
@@ -76,7 +76,7 @@ def choose(wish: Wish) -> Chosen:
         fastest = max(found, key=found.get)
         speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in found.items())
         return Chosen(fastest, f"the fastest that was measured here ({speeds} tokens a second)")
-    return Chosen(LLAMA, "usually the fastest on a CPU; `mongars doctor --bench` measures")
+    return Chosen(LLAMA, "there is no GPU, and nothing was measured here: `mongars doctor --bench` does")
 
 
 def unfit(folder: Path) -> str | None:

@@ -24,7 +24,7 @@ from .model_folder import MANIFEST, fingerprint, new_folder, seal, sha256, verif
 
 # %% ../../nbs/neurons/15_gguf_form.ipynb #d8580465
 FAMILIES = ("llama", "qwen2", "qwen3")
-PRECISIONS = ("q8_0", "f16", "f32")  # q8_0: eight bits, a scale for each 32 weights
+PRECISIONS = ("f16", "q8_0", "f32")  # q8_0: eight bits, a scale for each 32 weights
 FILE = "model.gguf"
 
 
@@ -56,7 +56,7 @@ def layout(config) -> dict:
     }  # fmt: skip
 
 
-def write(folder: Path, target: Path, adapter: Path | None = None, precision: str = "q8_0") -> dict:
+def write(folder: Path, target: Path, adapter: Path | None = None, precision: str = "f16") -> dict:
     """Write the model of `folder`, with `adapter` merged in, to `target`; what the probes showed.
 
     `BadInput` for a model that cannot be written, `ValueError` when llama.cpp reads something else than was meant.
@@ -163,13 +163,13 @@ def compared(file: Path, plain, wanted, adapted: bool) -> dict:
 KEPT = 3  # forms of one model and precision, the newest
 
 
-def place(folder: Path, cache: Path, adapter: Path | None = None, precision: str = "q8_0") -> Path:
+def place(folder: Path, cache: Path, adapter: Path | None = None, precision: str = "f16") -> Path:
     """Where the form of a model with an adapter belongs."""
     learnt = sha256(adapter / adapters.WEIGHTS)[:16] if adapter else "plain"
     return cache / f"{folder.name}.{fingerprint(folder)[:16]}.{learnt}.{precision}"
 
 
-def find(folder: Path, cache: Path, adapter: Path | None = None, precision: str = "q8_0") -> Path:
+def find(folder: Path, cache: Path, adapter: Path | None = None, precision: str = "f16") -> Path:
     """The file of the form, checked against its hash; `NotReady` when it is not there or damaged."""
     form = place(folder, cache, adapter, precision)
     if not (form / MANIFEST).is_file():
@@ -183,7 +183,7 @@ def make(
     folder: Path,
     cache: Path,
     adapter: Path | None = None,
-    precision: str = "q8_0",
+    precision: str = "f16",
     say: Callable[[str], None] = print,
 ) -> Path:
     """As `find`, but makes the form when it is missing; `NotReady` when that cannot be done."""
