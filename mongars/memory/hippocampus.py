@@ -205,7 +205,7 @@ class Hippocampus:
         without: Collection[str] = (),  # exchanges that are in sight anyway
         least: float | None = None,  # likeness; by default what is worth showing
         likely: tuple[float, float]
-        | None = None,  # confidence below which nothing is found, and from which all is
+        | None = None,  # confidence below which nothing is found, and from which the best is
     ) -> Recall:
         """The `k` things this person said that hold now, or held at `as_of`, and matter most for the question.
 

@@ -250,7 +250,8 @@ class WorkingSet:
             -np.inf,
             -np.inf,
         ),  # least likeness, or least share of the question's words
-        likely: tuple[float, float] | None = None,  # confidence: below one nothing, from the other on all
+        likely: tuple[float, float]
+        | None = None,  # confidence: below one nothing, from the other on the best
         asker: str | None = None,  # the speaker to whom "I" and "my" point
         days: Sequence[
             tuple[date, date]
@@ -271,12 +272,12 @@ class WorkingSet:
             order = self._order(scored)
             made = self.signals(scored, among or k, order)
             sure = round(probability(made, self.fusion.confidence, self.fusion.crowded), 4)
+            best = False  # is found, whatever it is worth
             if likely is not None and self.fitted_in(question):
                 if sure < likely[0]:
                     return Ranking((), sure)
-                if sure >= likely[1]:
-                    worth = (-np.inf, -np.inf)
-            return Ranking(self._items(scored, order, k, worth), sure)
+                best = sure >= likely[1]
+            return Ranking(self._items(scored, order, k, worth, best), sure)
 
     def fitted_in(self, text: str) -> bool:
         """Whether the confidence was fitted in a text's language, as far as that can be told."""
@@ -311,11 +312,13 @@ class WorkingSet:
         vectors = self.vectors.some(scored.rows[order[:TOP]])
         return signals(scored.seen, scored.rows, scored.scores, order, vectors, k, rest, usual, crowd)
 
-    def _items(self, scored: Scored, order: np.ndarray, k: int, worth) -> tuple[Ranked, ...]:
+    def _items(self, scored: Scored, order: np.ndarray, k: int, worth, best: bool) -> tuple[Ranked, ...]:
         rows, words = scored.rows[order], scored.seen.matches
         alike, covered = scored.seen.cosines[rows], words.covered(words.held[rows])
         found: dict[str, Ranked] = {}
-        for n in np.flatnonzero((alike >= worth[0]) | (covered >= worth[1])):
+        worthy = (alike >= worth[0]) | (covered >= worth[1])
+        worthy[0] |= best
+        for n in np.flatnonzero(worthy):
             id, at = self.ids[rows[n]], order[n]
             if id in found:
                 continue
