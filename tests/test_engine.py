@@ -69,7 +69,7 @@ def test_the_reader_is_in_effect(llama, references):
     same = {
         name: sum(a == b for a, b in zip(answers, said, strict=True)) for name, said in references.items()
     }
-    assert same["reader"] >= 2 and same["plain"] == 0, (answers, references)
+    assert same["reader"] == 3 and same["plain"] <= 1, (answers, references)  # one is easy enough for both
     probes = json.loads(
         (gguf_form.place(wish().folder, SETTINGS.models, READER) / "manifest.json").read_text()
     )["probes"]

@@ -160,7 +160,7 @@ ROUNDS, TOKENS = 5, 32
 
 
 def measure(wish: Wish, say: Callable[[str], None]) -> dict[str, float]:
-    """Tokens a second that each engine writes here after a prompt: medians of rounds taken in turn, remembered."""
+    """Tokens a second of whole requests, reading included, by engine: medians of rounds taken in turn, remembered."""
     from mongars.neurons.generation import Sampling
 
     prepare(replace(wish, engine=LLAMA), say)
@@ -170,12 +170,10 @@ def measure(wish: Wish, say: Callable[[str], None]) -> dict[str, float]:
     for turn in range(ROUNDS + 1):  # the first warms up
         for name, engine in loaded.items():
             engine.ends = set()
-            stream = engine.generate(ask, Sampling(max_new_tokens=TOKENS))
-            next(stream)
             began = time.perf_counter()
-            *_, finish = stream
+            *_, finish = engine.generate(ask, Sampling(max_new_tokens=TOKENS))
             if turn:
-                speeds[name].append((finish.completion_tokens - 1) / (time.perf_counter() - began))
+                speeds[name].append(finish.completion_tokens / (time.perf_counter() - began))
     for engine in loaded.values():
         engine.close()
     found = {name: round(statistics.median(values), 1) for name, values in speeds.items()}
