@@ -6,6 +6,8 @@ ifeq ($(shell grep -s "^MONGARS_HOME=" .env),)
 export MONGARS_HOME ?= $(CURDIR)/data/home
 endif
 BIN := $(VENV)/bin
+# Each process has servers and models of its own.
+TEST_PROCESSES ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
 .PHONY: up test check-clean text readme clean
@@ -15,7 +17,7 @@ up: $(VENV)/ready
 
 test: $(VENV)/ready-dev
 	@$(BIN)/mongars models fetch
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests --ignore tests/packaging
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests --ignore tests/packaging -n $(TEST_PROCESSES) --dist loadfile
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/packaging
 
 # Generated files deleted and made again must be the ones that are committed, and the notebooks clean.
