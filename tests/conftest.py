@@ -28,6 +28,14 @@ uvicorn.run(whole_app(read_settings(_env_file=None)), host="127.0.0.1", port=int
 """
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where several processes run the tests, those of a file share one and its servers; each notebook stands alone."""
+    for item in items:
+        if item.path.name != "test_notebooks.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:
