@@ -315,7 +315,7 @@ def test_connections_that_come_and_go_leave_nothing_behind(app):
             wire.say(type="chat", id=f"c{n}", text="Hello")
             await wire.read()
         wire.leave()
-        await asyncio.wait_for(wire.task, 10)
+        await asyncio.wait_for(wire.task, 60)
 
     async def many(count: int) -> tuple[int, int]:
         for n in range(count):

@@ -81,7 +81,11 @@ def is_any_in(words: Collection[str], file: Path) -> bool:
     for word in words:
         whole = word.encode()
         step = max(24, len(whole) // 8)
-        pieces |= {whole[start : start + 24] for start in range(0, len(whole), step)}
+        starts = (
+            *range(0, len(whole) - 23, step),
+            max(0, len(whole) - 24),
+        )  # a short end would be found by chance
+        pieces |= {whole[start : start + 24] for start in starts}
     if len(pieces) > 64:
         return True  # looking would take longer than writing anew
     with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as bytes_of_file:
