@@ -17,7 +17,7 @@ up: $(VENV)/ready
 
 test: $(VENV)/ready-dev
 	@$(BIN)/mongars models fetch
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests --ignore tests/packaging -n $(TEST_PROCESSES) --dist loadgroup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests --ignore tests/packaging -n $(TEST_PROCESSES)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/packaging
 
 # Generated files deleted and made again must be the ones that are committed, and the notebooks clean.

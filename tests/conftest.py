@@ -28,12 +28,16 @@ uvicorn.run(whole_app(read_settings(_env_file=None)), host="127.0.0.1", port=int
 """
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_xdist_make_scheduler(config, log):
     """Where several processes run the tests, those of a file share one and its servers; each notebook stands alone."""
-    for item in items:
-        if item.path.name != "test_notebooks.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        # Groups by mark (`loadgroup`) are ignored under pytest 9.2: https://github.com/pytest-dev/pytest-xdist/issues/1386
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "test_notebooks.py" in nodeid else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 def free_port() -> int:
@@ -53,6 +57,12 @@ class Server:
     folder: Path
     process: subprocess.Popen | None = None
     tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def by_bentoml(self) -> None:
+        """Be served by BentoML from the next start on."""
+        service = [sys.executable, "-m", "bentoml", "serve", "mongars.serving.service:Mongars"]
+        self.command = [*service, "--host", "127.0.0.1", "--port", str(self.port)]
+        self.environment["BENTOML_HOME"] = str(self.folder / "bentoml")
 
     @property
     def url(self) -> str:

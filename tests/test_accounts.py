@@ -67,8 +67,8 @@ def test_the_cookie_is_for_this_site_only_and_no_script_reads_it(app):
 
 
 def test_over_tls_the_cookie_is_secure(app):
-    data = {"username": "bea", "password": PASSWORD}
-    answer = app.post("https://testserver/token", data=data)
+    sign_in(app, "tess")
+    answer = app.post("https://testserver/token", data={"username": "tess", "password": PASSWORD})
     assert "Secure" in answer.headers["set-cookie"]
     app.cookies.clear()
 

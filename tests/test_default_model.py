@@ -2,19 +2,22 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mongars.base.settings import read_settings
-from mongars.mind.cortex import Ask
+from mongars.base.store import Store
+from mongars.mind.cortex import LIKELY, Ask
 from mongars.neurons import model_store, quantised
 from mongars.neurons.embedder import Embedder
 from mongars.neurons.generation import Sampling
 from mongars.neurons.model_folder import sha256, verify
+from mongars.serving.accounts import Accounts
 from mongars.serving.api import sampling_of
-from mongars.serving.wiring import assemble
+from mongars.serving.wiring import assemble, open_memory
 
 SETTINGS = read_settings(_env_file=None)
 MULTILINGUAL = "multilingual-e5-small"
@@ -73,6 +76,40 @@ def test_alike_meanings_are_close():
     )
     assert one @ alike > 0.5 > 0.2 > one @ other and embedder.dimension == 384
     assert np.isclose(np.linalg.norm(one), 1, atol=1e-5)
+
+
+TOLD = {
+    "My cat is called Biscuit.": "What is my cat's name?",
+    "I work as a nurse in Lyon.": "what's my job?",
+    "My sister Emma lives in Bristol.": "Where does my sister live?",
+    "I am allergic to peanuts.": "What food must I avoid?",
+    "We fly to Lisbon on 12 May.": "when do we fly to lisbon?",
+    "The code of the gate is 47B12.": "what is the gate code?",
+    "I prefer tea to coffee.": "Do I like coffee?",
+    "My car is a red Volvo.": "What colour is my car?",
+}
+
+
+@pytest.mark.parametrize("many", [2, 8])
+def test_a_memory_is_surer_of_what_it_was_told_than_of_anything_else(tmp_path, many):
+    """With few things told one at a time, as in the first days of an assistant."""
+    store = Store(f"sqlite:///{tmp_path}/memory.sqlite3")
+    store.migrate()
+    memory = open_memory(SETTINGS, store)
+    ana, noon = Accounts(store).register("Ana", "correct horse").id, datetime(2026, 11, 1, 12, tzinfo=UTC)
+    for n, told in enumerate(list(TOLD)[:many]):
+        memory.add(ana, "user", told, noon + timedelta(days=n))
+    later, sure, unsure = noon + timedelta(days=30), {}, {}
+    for told, question in list(TOLD.items())[:many]:
+        shown = memory.recall(ana, question, 2, later, likely=LIKELY)
+        assert told in [item.text for item in shown.items], (question, shown.confidence)
+        sure[question] = shown.confidence
+    for question in ("How are you?", "Tell me a joke.", "Write a poem about autumn.", "Hello!"):
+        shown = memory.recall(ana, question, 2, later, likely=LIKELY)
+        assert shown.items == (), (question, shown)
+        unsure[question] = shown.confidence
+    assert max(unsure.values()) < min(sure.values()), (sure, unsure)
+    memory.embedder.close()
 
 
 def test_the_multilingual_encoder_finds_across_words_and_languages():

@@ -148,7 +148,7 @@ def test_merged_and_beside_the_weights_it_says_the_same(models):
         assert (logits["base"] - logits["merged"]).abs().max() > 1
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_it_reads_what_the_base_does_not(models):
     rows = {"one fact, English": 16, "near miss": 12, "newer wins": 12, "nothing there": 16}
     items = [item for row, n in rows.items() for item in examination(row, n, seed=7)]

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import sys
 import time
 
 import httpx
@@ -74,19 +73,9 @@ def test_who_leaves_while_waiting_gives_the_place_back(make_server):
 
 @pytest.mark.parametrize("by", ["uvicorn", "bentoml"])
 def test_a_server_that_stops_gives_every_listener_an_end_and_keeps_what_was_said(make_server, by):
-    bento = [
-        sys.executable,
-        "-m",
-        "bentoml",
-        "serve",
-        "mongars.serving.service:Mongars",
-        "--host",
-        "127.0.0.1",
-        "--port",
-    ]
     server = make_server(max_new_tokens=7000)
-    server.command = [*bento, str(server.port)] if by == "bentoml" else server.command
-    server.environment["BENTOML_HOME"] = str(server.folder / "bentoml")
+    if by == "bentoml":
+        server.by_bentoml()
     ana = server.start().person("Ana")
     with ana.stream("POST", "/api/v1/conversation/chat", json={"message": "Talk", "stream": True}) as stream:
         lines = stream.iter_lines()

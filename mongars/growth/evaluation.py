@@ -38,7 +38,9 @@ class Plan:
     queries: int = 400  # fewer of a metric are not enough
     conversations: int = 20
     candidates: int = 10  # that may look at one slice
-    alpha: float = 0.05  # chance of any false acceptance in the life of a slice
+    alpha: float = (
+        0.04  # chance of any false acceptance in the life of a slice; the bootstrap's far tail adds to it
+    )
     weight_change: float = 0.1  # the largest |dW|/|W| of any module
     latency_ratio: float = 1.05  # candidate over incumbent
     seed: int = 0

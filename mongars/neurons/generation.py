@@ -7,6 +7,7 @@ __all__ = ['PREFILL_SLICE', 'Sampling', 'Finish', 'choose', 'StopWatch', 'Engine
 
 # %% ../../nbs/neurons/04_generation.ipynb #b01fb28e
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class StopWatch:
 PREFILL_SLICE = 512  # tokens of the prompt between two looks at whether anybody still listens
 
 
-class Engine:
+class Engine(ABC):
     """What every engine that runs a model here has in common: its folder's words, and how tokens become an answer.
 
     A kind of engine adds `context_window` and `_tokens`.
@@ -151,7 +152,7 @@ class Engine:
     def _templated(self, messages: Sequence[Message]) -> str:
         return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to let go of
         """Let go of what goes not with the object: nothing."""
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -190,6 +191,7 @@ class Engine:
             yield piece
         yield Finish(reason, len(prompt), len(said))
 
+    @abstractmethod
     def _tokens(
         self,
         prompt: list[int],
@@ -199,7 +201,6 @@ class Engine:
         owner: str | None,
     ) -> Iterator[int | None]:
         """At most `limit` tokens; None when it was cancelled."""
-        raise NotImplementedError
 
 
 def unreadable(folder: Path, error: Exception) -> BadInput:

@@ -141,7 +141,10 @@ class Connection:
     async def send(self, frame: dict) -> None:
         """Send a frame; `Closing` if it does not get away."""
         try:
-            await asyncio.wait_for(self.websocket.send_text(json.dumps(frame, ensure_ascii=False)), PATIENCE)
+            async with asyncio.timeout(
+                PATIENCE
+            ):  # wait_for loses a cancellation that comes as the frame gets away
+                await self.websocket.send_text(json.dumps(frame, ensure_ascii=False))
         except TimeoutError:
             raise Closing(TOO_SLOW, "too slow; come back with last_event_id") from None
 
@@ -240,7 +243,8 @@ async def live_chat(websocket: WebSocket) -> None:
             await Connection(websocket, house, caller, channel, listener).run(last_event)
     except Closing as closing:
         with contextlib.suppress(TimeoutError, RuntimeError, WebSocketDisconnect, OSError):
-            await asyncio.wait_for(websocket.close(closing.code, closing.reason), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                await websocket.close(closing.code, closing.reason)
     except WebSocketDisconnect:
         pass
 
