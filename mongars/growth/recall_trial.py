@@ -18,7 +18,8 @@ from .dialogues import scene
 from .map_learning import FIRST, Lessons
 from .pairs import Pair, Turn, approved, mine, turns_of
 from .shards import Row
-from ..memory.ranking import Entry, WorkingSet
+from ..memory.entries import Entry
+from ..memory.ranking import WorkingSet
 from ..memory.records import asks_only
 from ..neurons.query_map import QueryMap
 

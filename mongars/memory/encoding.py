@@ -20,7 +20,7 @@ from sqlmodel import col, select
 from ..base.errors import NotFound
 from ..base.store import Store
 from ..base.tables import MemoryCounter, Person, Remembered
-from .ranking import Entry
+from .entries import Entry
 from .records import ASSISTANT, Encoded, Told, check_told
 from ..neurons.embedder import Embedder
 

@@ -22,9 +22,10 @@ from ..base.tables import Embedding, Person, Remembered
 from .catalogue import Catalogue
 from .consolidation import Consolidated, Consolidation
 from .encoding import Encoding, Reading
+from .entries import Entry
 from .forgetting import Forgetting
 from .query_maps import Mapped, QueryMaps
-from .ranking import Entry, Ranking
+from .ranking import Ranking
 from mongars.memory.records import (  # noqa: F401  (others look for some of them here)
     ASSISTANT,
     LONGEST_TEXT,

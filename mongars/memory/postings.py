@@ -8,13 +8,12 @@ __all__ = ['K1', 'B', 'MOST_WORDS', 'MOST_PAIRED', 'Column', 'Matches', 'Posting
 # %% ../../nbs/memory/11_postings.ipynb #17745d38
 import math
 from array import array
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .words import LANGUAGES, NOWHERE, STOP, folded, language_of, stem, words
+from .words import LANGUAGES, is_stop, language_of, stem, words
 
 # %% ../../nbs/memory/11_postings.ipynb #15c2d939
 class Column:
@@ -63,70 +62,83 @@ class Matches:
 
     def covered(self, held: np.ndarray) -> np.ndarray:
         """The share of the question, weighted by rarity, of which these bits are set; (n,) float32."""
-        return self.bits(held) @ self.idf / max(float(self.idf.sum()), 1e-6)
-
-    def bits(self, held: np.ndarray) -> np.ndarray:
-        """(n, words) float32: 1 where the row holds the word."""
-        return ((held[:, None] >> np.arange(len(self.idf), dtype=np.uint32)) & np.uint32(1)).astype(
-            np.float32
-        )
+        share = np.zeros(len(held), np.float32)
+        for start in range(0, len(self.idf), 8):  # a table of what each byte is worth
+            bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+            worth = bits[:, : len(self.idf) - start] @ self.idf[start : start + 8]
+            share += worth[(held >> np.uint32(start)) & np.uint32(255)]
+        return share / max(float(self.idf.sum()), 1e-6)
 
 
 class Postings:
     """The terms of texts, by row; rows are numbered as they come."""
 
     def __init__(self):
-        self.number: dict[tuple[str, str], int] = {}  # (language, stem) → term
+        self.number: dict[str, dict[str, int]] = {tongue: {} for tongue in LANGUAGES}  # stem → term
         self.rows: list[array] = []
         self.counts: list[array] = []
-        self.alive: list[int] = []  # rows that still hold the term
+        self.alive = Column("i4")  # rows that still hold the term
+        self.filed = 0  # entries of all lists
         self.tokens, self.starts = Column("i4"), Column("i8")  # terms of each row in their order
         self.lengths = Column("u2")
         self.total = 0  # of the lengths of rows not removed
         self.count = 0  # rows not removed
 
-    def add(self, text: str, headings: Mapping[str, str] | None = None) -> str:
-        """File a text as the next row and return its language.
+    def extend(self, texts: Sequence[str], headings: Sequence[Mapping[str, Sequence[str]]] = ()) -> list[str]:
+        """File texts as the next rows and return their languages.
 
-        A heading, by language, is found like the text but adds no length.
+        The words of a heading, by language, are found like the text but add no length.
         """
-        row, language = self.lengths.length, language_of(text)
-        tongues = [language] if language else LANGUAGES
-        stop = STOP.get(language, NOWHERE)
-        filed = [self._numbered(tongue, text, stop) for tongue in tongues]
-        heads = [self._numbered(tongue, (headings or {}).get(tongue, ""), frozenset()) for tongue in tongues]
-        flat = [term for some in (*heads, *filed) for term in some]
-        for term, times in Counter(flat).items():
-            self.rows[term].append(row)
-            self.counts[term].append(min(times, 255))
-            self.alive[term] += 1
-        self.starts.extend([self.tokens.length])
-        self.tokens.extend(flat)
-        length = min(len(filed[0]), 65_535)
-        self.lengths.extend([length])
-        self.total += length
-        self.count += 1
-        return language
+        languages, lengths, sizes, flat = [], [], [], array("i")
+        for n, text in enumerate(texts):
+            language, before = language_of(text), len(flat)
+            tongues = [language] if language else LANGUAGES
+            said = [word for word in words(text) if not is_stop(word, language)]
+            for tongue in tongues if headings else ():
+                self._number(tongue, headings[n].get(tongue, ()), flat)
+            for tongue in tongues:
+                self._number(tongue, said, flat)
+            languages.append(language)
+            lengths.append(min(len(said), 65_535))
+            sizes.append(len(flat) - before)
+        self._file(np.frombuffer(flat, np.int32), np.array(sizes, np.int64))
+        self.lengths.extend(lengths)
+        self.total += sum(lengths)
+        self.count += len(lengths)
+        return languages
 
-    def _numbered(self, language: str, text: str, stop: frozenset[str]) -> list[int]:
-        numbers = []
-        for word in words(text):
-            if folded(word) in stop:
-                continue
-            key = (language, stem(word, language))
-            at = self.number.get(key)
+    def _number(self, language: str, some: Sequence[str], flat: array) -> None:
+        """Append the term numbers of words."""
+        number = self.number[language]
+        for word in some:
+            root = stem(word, language)
+            at = number.get(root)
             if at is None:
-                at = self.number[key] = len(self.rows)
+                at = number[root] = len(self.rows)
                 self.rows.append(array("i"))
                 self.counts.append(array("B"))
-                self.alive.append(0)
-            numbers.append(at)
-        return numbers
+            flat.append(at)
+
+    def _file(self, tokens: np.ndarray, sizes: np.ndarray) -> None:
+        """Put the terms of new rows, `sizes` of them each, into the lists."""
+        first, many = self.starts.length, max(1, len(sizes))
+        self.alive.extend(np.zeros(len(self.rows) - self.alive.length, np.int32))
+        self.starts.extend(self.tokens.length + np.cumsum(sizes) - sizes)
+        self.tokens.extend(tokens)
+        keys = tokens.astype(np.int64) * many + np.repeat(np.arange(len(sizes)), sizes)
+        keys, times = np.unique(keys, return_counts=True)
+        terms, rows = keys // many, (keys % many + first).astype(np.int32)
+        times = np.minimum(times, 255).astype(np.uint8)
+        begins = np.flatnonzero(np.diff(terms, prepend=-1))
+        for a, b in zip(begins.tolist(), [*begins[1:].tolist(), len(terms)], strict=True):
+            self.rows[terms[a]].frombytes(rows[a:b].tobytes())
+            self.counts[terms[a]].frombytes(times[a:b].tobytes())
+            self.alive.values[terms[a]] += b - a
+        self.filed += len(terms)
 
     def remove(self, row: int) -> None:
         """Count a row no more; its entries stay in the lists until `keep`."""
-        for term in set(self.terms_of(row).tolist()):
-            self.alive[term] -= 1
+        self.alive.values[np.unique(self.terms_of(row))] -= 1
         self.total -= int(self.lengths.values[row])
         self.count -= 1
 
@@ -145,6 +157,7 @@ class Postings:
             staying = moved >= 0
             self.counts[term] = array("B", np.frombuffer(self.counts[term], np.uint8)[staying].tobytes())
             self.rows[term] = array("i", moved[staying].tobytes())
+        self.filed = sum(map(len, self.rows))
         pieces = [self.terms_of(row) for row in rows]
         self.starts.keep(rows)
         sizes = np.array([len(piece) for piece in pieces], np.int64)
@@ -156,20 +169,19 @@ class Postings:
 
     def groups(self, question: str) -> list[tuple[int, ...]]:
         """For each word of a question that is no stop word, its terms in any language; () where no text has it."""
-        language = language_of(question)
-        stop = STOP.get(language, NOWHERE)
-        found = {}
+        language, found = language_of(question), {}
         for word in words(question):
-            if folded(word) in stop:
+            if is_stop(word, language):
                 continue
-            keys = {(tongue, stem(word, tongue)) for tongue in LANGUAGES}
-            found[tuple(sorted(keys))] = tuple(sorted({self.number[k] for k in keys if k in self.number}))
+            keys = tuple((tongue, stem(word, tongue)) for tongue in LANGUAGES)
+            terms = {self.number[tongue].get(root, -1) for tongue, root in keys}
+            found[keys] = tuple(sorted(terms - {-1}))
         return list(found.values())
 
     def match(self, question: str) -> Matches:
         """What the words of the question say of every row, removed ones included."""
         groups = self.groups(question)
-        frequency = [sum(self.alive[term] for term in group) for group in groups]
+        frequency = [int(self.alive.values[list(group)].sum()) for group in groups]
         idf = [math.log(1 + max(0, self.count - f + 0.5) / (f + 0.5)) for f in frequency]
         if len(groups) > MOST_WORDS:
             rarest = sorted(sorted(range(len(groups)), key=lambda i: -idf[i])[:MOST_WORDS])
@@ -177,19 +189,18 @@ class Postings:
         size = self.lengths.length
         bm25, held = np.zeros(size, np.float32), np.zeros(size, np.uint32)
         average = max(self.total / max(self.count, 1), 1)
-        norm = K1 * (1 - B + B * np.arange(65_536) / average) if size > 65_536 else None
         lengths = self.lengths.values
         for i, group in enumerate(groups):
             for term in group:
                 rows = np.frombuffer(self.rows[term], np.int32)
                 times = np.frombuffer(self.counts[term], np.uint8).astype(np.float32)
-                longer = (
-                    norm[lengths[rows]] if norm is not None else K1 * (1 - B + B * lengths[rows] / average)
-                )
-                gain = (idf[i] * (K1 + 1) * times / (times + longer)).astype(np.float32)
-                fresh = (held[rows] >> np.uint32(i)) & np.uint32(1) == 0  # filed under both languages: once
-                bm25[rows] += gain * fresh
-                held[rows] |= np.uint32(1 << i)
+                longer = np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * lengths[rows]
+                gain = np.float32(idf[i] * (K1 + 1)) * times / (times + longer)
+                bits = held[rows]
+                if len(group) > 1:  # filed under both languages: once
+                    gain *= (bits >> np.uint32(i)) & np.uint32(1) == 0
+                bm25[rows] += gain
+                held[rows] = bits | np.uint32(1 << i)
         known = np.array([f > 0 for f in frequency], bool)
         return Matches(bm25, held, np.array(idf, np.float32), known, tuple(groups))
 
@@ -201,10 +212,9 @@ class Postings:
             return share
         if len(some) > MOST_PAIRED:
             some = some[np.argpartition(matches.bm25[rows[some]], -MOST_PAIRED)[-MOST_PAIRED:]]
-        starts = self.starts.values
-        first = starts[rows[some]]
-        after = np.append(starts, self.tokens.length)[rows[some] + 1]
-        sizes = after - first
+        starts, last = self.starts.values, self.starts.length - 1
+        first, following = starts[rows[some]], starts[np.minimum(rows[some] + 1, last)]
+        sizes = np.where(rows[some] == last, self.tokens.length, following) - first
         owner = np.repeat(np.arange(len(some)), sizes)
         at = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + np.repeat(first, sizes)
         place = np.zeros(len(self.rows) + 1, np.int8)
@@ -222,5 +232,6 @@ class Postings:
     @property
     def nbytes(self) -> int:
         """Bytes held, roughly: lists, tokens and the dictionary of terms."""
-        lists = sum(5 * len(rows) for rows in self.rows) + 330 * len(self.rows)
-        return lists + self.tokens.room.nbytes + self.starts.room.nbytes + self.lengths.room.nbytes
+        lists = int(5.6 * self.filed) + 330 * len(self.rows)  # lists have some room to grow
+        columns = (self.alive, self.tokens, self.starts, self.lengths)
+        return lists + sum(column.room.nbytes for column in columns)

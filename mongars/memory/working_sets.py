@@ -19,7 +19,8 @@ from sqlmodel import Session, and_, col, func
 
 from ..base.store import Store
 from ..base.tables import Embedding, MemoryCounter, Remembered, Tombstone
-from .ranking import Entry, WorkingSet
+from .entries import Entry
+from .ranking import WorkingSet
 from .records import days_of
 
 # %% ../../nbs/memory/21_working_sets.ipynb #ae34568f
