@@ -72,7 +72,7 @@ class Server:
     def log(self) -> str:
         return (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
 
-    def start(self, patience: float = 120) -> "Server":
+    def start(self, patience: float = 240) -> "Server":
         """Start it, and wait until it is ready."""
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(

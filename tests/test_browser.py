@@ -29,7 +29,7 @@ from mongars.neurons.model_folder import fingerprint
 from mongars.serving.accounts import Accounts
 from mongars.serving.memories_page import changes, memories_page
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 expect.set_options(timeout=20_000)  # a busy machine is no failure

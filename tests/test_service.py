@@ -38,7 +38,7 @@ def chat(client, message: str) -> dict:
     return answer.json()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_what_was_told_is_recalled_after_a_restart_in_a_new_conversation(up):
     ana = up.person("Ana")
     told = [
@@ -62,7 +62,7 @@ def test_what_was_told_is_recalled_after_a_restart_in_a_new_conversation(up):
     assert all(t["response"] for t in items)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(900)
 def test_a_killed_head_takes_its_family_with_it_and_the_next_start_works(up):
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux ends children with their parent")
