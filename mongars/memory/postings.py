@@ -59,6 +59,7 @@ class Matches:
     idf: np.ndarray  # (words,) float32, of each word of the question, in its order
     known: np.ndarray  # (words,) bool: any row holds it
     groups: tuple[tuple[int, ...], ...]  # term numbers of each word
+    frequency: np.ndarray  # (words,) rows that hold each, removed ones left out
 
     def covered(self, held: np.ndarray) -> np.ndarray:
         """The share of the question, weighted by rarity, of which these bits are set; (n,) float32."""
@@ -68,6 +69,11 @@ class Matches:
             worth = bits[:, : len(self.idf) - start] @ self.idf[start : start + 8]
             share += worth[(held >> np.uint32(start)) & np.uint32(255)]
         return share / max(float(self.idf.sum()), 1e-6)
+
+    def rows_with_rare(self, most: int) -> np.ndarray:
+        """The rows that hold a word which at most so many rows hold."""
+        rare = sum(1 << i for i in np.flatnonzero(self.frequency <= most).tolist())
+        return np.flatnonzero(self.held & np.uint32(rare))
 
 
 class Postings:
@@ -201,8 +207,8 @@ class Postings:
                     gain *= (bits >> np.uint32(i)) & np.uint32(1) == 0
                 bm25[rows] += gain
                 held[rows] = bits | np.uint32(1 << i)
-        known = np.array([f > 0 for f in frequency], bool)
-        return Matches(bm25, held, np.array(idf, np.float32), known, tuple(groups))
+        frequency = np.array(frequency, np.int64)
+        return Matches(bm25, held, np.array(idf, np.float32), frequency > 0, tuple(groups), frequency)
 
     def pairs(self, matches: Matches, rows: np.ndarray) -> np.ndarray:
         """How much of the question stands in each row as pairs of words in its order; (n,) float32, 0 to 1."""
