@@ -7,7 +7,7 @@ __all__ = ['STRENGTHS', 'LATER', 'FIRST', 'SURE', 'fit', 'Lessons', 'Tried', 'Le
 
 # %% ../../nbs/growth/23_map_learning.ipynb #febe2101
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -46,6 +46,7 @@ class Lessons:
     vectors: np.ndarray  # (turns, d), of each turn as it is remembered
     asks: np.ndarray  # (turns,) bool: bare questions, which answer nothing
     pairs: Sequence[Pair]
+    encoder: str = ""  # fingerprint of what made the vectors
 
     @property
     def questions(self) -> np.ndarray:
@@ -60,7 +61,7 @@ class Lessons:
 
     def of(self, rows: Sequence[int]) -> "Lessons":
         """The same with some of the pairs."""
-        return Lessons(self.turns, self.vectors, self.asks, [self.pairs[row] for row in rows])
+        return replace(self, pairs=[self.pairs[row] for row in rows])
 
     def found(self, query_map: QueryMap | None = None) -> np.ndarray:
         """The reciprocal rank for each pair by cosine alone, (pairs,)."""

@@ -29,7 +29,7 @@ def lessons_of(rows: Sequence[Row], embedder) -> Lessons:
     turns = turns_of(rows)
     vectors = embedder.embed([turn.text for turn in turns])
     asks = np.array([asks_only(turn.text) for turn in turns], bool)
-    return Lessons(turns, vectors, asks, mine(turns, approved(rows)))
+    return Lessons(turns, vectors, asks, mine(turns, approved(rows)), embedder.fingerprint)
 
 
 def only(lessons: Lessons, split: str) -> Lessons:
@@ -57,7 +57,7 @@ def common(name: str, scenes: int, embedder) -> Lessons:
     ]
     asks = np.array([n >= len(told) for n in range(len(turns))], bool)
     pairs = [Pair(len(told) + n, (row,)) for n, (_, _, row) in enumerate(found)]
-    return Lessons(turns, embedder.embed([turn.text for turn in turns]), asks, pairs)
+    return Lessons(turns, embedder.embed([turn.text for turn in turns]), asks, pairs, embedder.fingerprint)
 
 # %% ../../nbs/growth/24_recall_trial.ipynb #a6bb51ca
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Trial:
 
     def __init__(self, lessons: Lessons):
         self.lessons = lessons
-        self.memory = WorkingSet(lessons.vectors.shape[1])
+        self.memory = WorkingSet(lessons.vectors.shape[1], lessons.encoder)
         entries = [
             Entry(str(row), turn.text, "I", turn.said_at, turn.conversation)
             for row, turn in enumerate(lessons.turns)
