@@ -7,29 +7,29 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import clean_environment
+from typer.testing import CliRunner
 
 from mongars.base.ledger import find_run
 from mongars.base.settings import read_settings
 from mongars.base.store import Store
-from mongars.base.tables import Consent, Person, Rating
+from mongars.base.tables import Person
 from mongars.growth.evaluation import ACCEPTED, REFUSED, Engine, Plan, Scores, evaluate, register
 from mongars.growth.lineage import RETIRED, SERVING, adapters, moved, serving, swap
 from mongars.growth.map_learning import Learnt, fit, learn
-from mongars.growth.planted import WordVectors, planted
+from mongars.growth.planted import WordVectors, hold, planted
 from mongars.growth.recall_trial import Trial, common, lessons_of, only
 from mongars.growth.safe_apply import STEPS, apply, rollback, tidy
-from mongars.memory.conversations import Conversations, Outcome
 from mongars.memory.hippocampus import Hippocampus
 from mongars.memory.query_maps import QueryMaps
-from mongars.memory.records import ASSISTANT, Encoded, Told
 from mongars.neurons.query_map import MapCard, QueryMap, place_of, write
 from mongars.serving.accounts import Accounts
+from mongars.serving.cli import app
 from mongars.serving.wiring import open_memory
 
 COMMAND = [sys.executable, "-c", "from mongars.serving.cli import main; main()"]
@@ -46,9 +46,17 @@ class Home:
     person: str
     questions: list[tuple[str, str]]  # asked in the last conversations, and what answers them
 
-    def mongars(self, *words: str) -> str:
-        done = subprocess.run([*COMMAND, *words], env=self.environment, capture_output=True, text=True)
+    def evolve(self, *words: str) -> dict:
+        """The command in a process of its own, beside the memory that goes on running."""
+        command = [*COMMAND, "evolve", "--json", *words]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    def mongars(self, *words: str) -> str:
+        """What a command says; here, where everything is imported already."""
+        done = CliRunner().invoke(app, words, env=self.environment)
+        assert done.exit_code == 0, done.output
         return done.stdout
 
     def recall(self, question: str):
@@ -63,56 +71,17 @@ class Home:
         return sum(right) / len(right)
 
 
-def hold(home: Path, rows: list, embedder_settings) -> tuple[Store, Hippocampus, str]:
-    """Let the conversations of a snapshot be held by the owner, who lets the assistant learn from them."""
-    store = Store(embedder_settings.store_url)
-    store.migrate()
-    memory, talks = open_memory(embedder_settings, store), Conversations(store)
-    person, here = Accounts(store).owner().id, {}
-    users = [r for r in rows if r.role == "user"]
-    asked = dict(
-        zip(
-            [r.exchange for r in users],
-            memory.encode(person, [Told(r.text, r.said_at) for r in users]),
-            strict=True,
-        )
-    )
-    answers = {r.exchange: r for r in rows if r.role == "assistant"}
-    for row in users:
-        if row.conversation not in here:
-            here[row.conversation] = talks.create(person, row.said_at).id
-        one = asked[row.exchange]
-        turn = talks.open(
-            person,
-            replace(one, told=replace(one.told, conversation=here[row.conversation])),
-            here[row.conversation],
-        )
-        answer = answers[row.exchange]
-        said = Encoded(
-            Told(answer.text, answer.said_at, "assistant", ASSISTANT), ASSISTANT, (), one.vectors[:0], ""
-        )
-        talks.finish(person, turn.id, Outcome(answer.text, "stop", "tiny", None, 1, 1), answer.said_at, said)
-        if answer.edit:
-            with store.writing() as session:
-                session.add(
-                    Rating(
-                        exchange_id=turn.id, person_id=person, score=-1, edit=answer.edit, edited_at=answer.said_at,
-                        rated_at=answer.said_at,
-                    )
-                )  # fmt: skip
-    with store.writing() as session:
-        session.merge(Consent(person_id=person, training=True))
-    return store, memory, person
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Iterator[Home]:
     """Planted conversations, in a home of its own, read by the real encoder."""
     folder = tmp_path_factory.mktemp("night") / "home"
     folder.mkdir()
     settings = read_settings(_env_file=None, home=folder)
-    rows = planted(things=8, sides=16)
-    store, memory, person = hold(folder, rows, settings)
+    rows = planted(things=6, sides=16, in_a_talk=3)
+    store = Store(settings.store_url)
+    store.migrate()
+    memory, person = open_memory(settings, store), Accounts(store).owner().id
+    hold(memory, person, rows)
     lessons = lessons_of(rows, WordVectors())
     pairs = [pair for pair in lessons.pairs if lessons.turns[pair.asked].split == "gate"][-20:]
     questions = [(lessons.turns[p.asked].text, lessons.turns[p.told[0]].text) for p in pairs]
@@ -123,14 +92,14 @@ def home(tmp_path_factory) -> Iterator[Home]:
     store.close()
 
 
-SMALL = ["-p", "queries=30", "-p", "conversations=6", "-p", "scenes=70", "-p", "margin=0.1", "-p", "still=20"]
-SMALL += ["-p", "priority=0", "-p", "latency_ratio=1.5"]
+SMALL = ["-p", "queries=15", "-p", "conversations=5", "-p", "scenes=30", "-p", "margin=0.2", "-p", "still=10"]
+SMALL += ["-p", "priority=0", "-p", "latency_ratio=2"]  # nothing is decided by how busy the machine is
 
 
 def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home):
     before, unmapped = home.found(), [home.recall(q) for q, _ in home.questions]
     assert {recall.mapped.adapter for recall in unmapped} == {None}
-    night = json.loads(home.mongars("evolve", "--json", *SMALL))
+    night = home.evolve(*SMALL)
     assert night["outcome"] == "accepted", night
     now = serving(home.store, home.person)
     assert night["adapter"] == now.id and night["generation"] == now.generation == 1
@@ -210,7 +179,7 @@ def test_own_words_are_accepted_and_shuffled_answers_refused(seed):
 
 SHA = """
 from mongars.growth.map_learning import learn
-from mongars.growth.planted import WordVectors, planted
+from mongars.growth.planted import WordVectors, hold, planted
 from mongars.growth.recall_trial import lessons_of, only
 from mongars.neurons.query_map import MapCard, write
 import pathlib, sys

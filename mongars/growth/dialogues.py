@@ -17,8 +17,7 @@ from .marks import Expectation, holds, sentences, summarises
 from .material import MONTHS, held_out, texts
 from .plots import PLOTS, elsewhere, noted, own
 from .writer import Plot, Question, Writer
-from ..neurons.branches import Row
-from ..neurons.prompt import STYLES, Draft, Memory, compose
+from ..neurons.prompt import STYLES, Draft, Memory, Row, compose
 
 # %% ../../nbs/growth/04_dialogues.ipynb #d3431d74
 @dataclass(frozen=True)

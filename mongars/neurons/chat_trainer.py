@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..base.errors import BadInput
-from .branches import Row, batches, gather, loss, plant
+from .branches import batches, gather, loss, plant
 from .folded import Folded
 from .model_folder import new_folder
+from .prompt import Row
 
 # %% ../../nbs/neurons/10_chat_trainer.ipynb #29335fef
 PRECISIONS = ("auto", "float32", "bfloat16")
