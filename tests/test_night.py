@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,23 +14,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import clean_environment
+from sqlmodel import select
 from typer.testing import CliRunner
 
-from mongars.base.ledger import find_run
+from mongars.base.errors import Conflict
+from mongars.base.ledger import find_run, open_run
 from mongars.base.settings import read_settings
 from mongars.base.store import Store
-from mongars.base.tables import Person
+from mongars.base.tables import Person, Remembered
+from mongars.growth.curation import snapshot
 from mongars.growth.evaluation import ACCEPTED, REFUSED, Engine, Plan, Scores, evaluate, register
-from mongars.growth.lineage import RETIRED, SERVING, adapters, moved, serving, swap
+from mongars.growth.lineage import RETIRED, SERVING, WITHDRAWN, adapters, moved, serving, swap
 from mongars.growth.map_learning import Learnt, fit, learn
-from mongars.growth.planted import WordVectors, hold, planted
+from mongars.growth.planted import START, WordVectors, hold, planted
 from mongars.growth.recall_trial import Trial, common, lessons_of, only
 from mongars.growth.safe_apply import STEPS, apply, rollback, tidy
+from mongars.growth.unlearning import STEPS as UNLEARNING
+from mongars.growth.withdrawal import FORGOTTEN, prune
+from mongars.growth.withdrawal import WITHDRAWN as TAKEN_BACK
+from mongars.memory.consent import Consents
+from mongars.memory.forgetting import Forgetting
 from mongars.memory.hippocampus import Hippocampus
 from mongars.memory.query_maps import QueryMaps
-from mongars.neurons.query_map import MapCard, QueryMap, place_of, write
+from mongars.neurons.query_map import MapCard, QueryMap, place_of, read, write
 from mongars.serving.accounts import Accounts
 from mongars.serving.cli import app
+from mongars.serving.nights import let_serve
 from mongars.serving.wiring import open_memory
 
 COMMAND = [sys.executable, "-c", "from mongars.serving.cli import main; main()"]
@@ -127,6 +137,13 @@ def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home
     again = [home.recall(q) for q, _ in home.questions]
     assert [r.items for r in again] == [r.items for r in unmapped] and again[0].mapped.generation == 2
     assert {p.name: p.read_bytes() for p in place_of(home.folder, now.id).iterdir()} == weights
+    # One of the things that it was learnt from is forgotten: no copy of it is left, and that is said.
+    told = home.memory.recall(home.person, home.questions[0][0], 1, home.now).items[0]
+    home.memory.forgetting.one(home.person, told.id)
+    assert not list(home.folder.rglob("map.safetensors"))
+    [row] = [row for row in json.loads(home.mongars("adapters", "--json")) if row.get("kind") == "query_map"]
+    assert row["state"] == "withdrawn" and row["withdrawn"] == FORGOTTEN
+    assert FORGOTTEN in home.mongars("report", night["run"]) and FORGOTTEN in home.mongars("adapters")
 
 
 def test_who_said_too_little_is_told_so_and_nothing_changes(home):
@@ -179,7 +196,7 @@ def test_own_words_are_accepted_and_shuffled_answers_refused(seed):
 
 SHA = """
 from mongars.growth.map_learning import learn
-from mongars.growth.planted import WordVectors, hold, planted
+from mongars.growth.planted import START, WordVectors, hold, planted
 from mongars.growth.recall_trial import lessons_of, only
 from mongars.neurons.query_map import MapCard, write
 import pathlib, sys
@@ -205,11 +222,11 @@ class Bench:
     store: Store
     encoder: WordVectors
 
-    def candidate(self, run: str) -> Path:
+    def candidate(self, run: str, data: str = "0") -> Path:
         d, rng = self.encoder.dimension, np.random.default_rng(sum(run.encode()))
         made = QueryMap((np.eye(d) + rng.standard_normal((d, d)) / d).astype(np.float32))
         card = MapCard(
-            self.encoder.fingerprint, "ana", "0", run, 0, 1.0, 9, 1.0, "estimate", "2026-01-02T00:00:00Z",
+            self.encoder.fingerprint, "ana", data, run, 0, 1.0, 9, 1.0, "estimate", "2026-01-02T00:00:00Z",
             probes=made.likeness(self.encoder.embed),
         )  # fmt: skip
         write(self.home / run, made, card)
@@ -267,6 +284,87 @@ def test_what_a_killed_night_left_behind_is_tidied_up(bench, step):
     assert [row.state for row in adapters(bench.store)] == [RETIRED]
     place = place_of(bench.home, "any").parent
     assert not place.exists() or not list(place.iterdir())
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> Path:
+    """A home in which Ana talked, with a snapshot; to be copied."""
+    folder = tmp_path_factory.mktemp("said")
+    store = Store(f"sqlite:///{folder}/mongars.sqlite3")
+    store.migrate()
+    with store.writing() as session:
+        session.add(Person(id="ana", username="Ana", username_key="ana"))
+    hold(Hippocampus(store, WordVectors()), "ana", planted(things=3, sides=4))
+    snapshot(store, folder, least={})
+    store.close()
+    return folder
+
+
+@pytest.mark.parametrize("step", ["closed", *UNLEARNING, None])
+@pytest.mark.parametrize("how", ["forgotten", "withdrawn"])
+def test_what_was_learnt_from_what_is_taken_back_serves_no_more_whoever_is_killed(said, tmp_path, how, step):
+    home = tmp_path / "home"
+    shutil.copytree(said, home)
+    bench = Bench(home, Store(f"sqlite:///{home}/mongars.sqlite3"), WordVectors())
+    data = next((home / "snapshots").glob("*/snapshot.json")).parent.name
+    clean = bench.apply(bench.candidate("first"), None).adapter.id
+    run = open_run(home, "self_training", {"snapshot": data})
+    bench.candidate(run.id, data).rename(run.folder / "map")
+    learnt = bench.apply(run.folder / "map", clean).adapter.id
+    maps = QueryMaps(bench.store, home)
+    assert maps.of("ana").id == learnt
+    bench.store.close()
+    child = os.fork()
+    if not child:  # the server that is told, and dies of it
+        try:
+            dies = lambda done: done == step and os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+            pruning = lambda person: prune(bench.store, home, person, dies)  # noqa: E731
+            if how == "withdrawn":
+                Consents(bench.store, pruning).set("ana", False, START)
+            else:
+                with bench.store.reading() as session:
+                    id = session.exec(select(Remembered.id).where(Remembered.role == "user")).first()
+                Forgetting(bench.store, pruning).one("ana", id)
+        finally:
+            os._exit(0 if step is None else 3)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended == (0 if step is None else -signal.SIGKILL)
+    left = list((home / "snapshots").glob("*/ana.parquet"))
+    if step == "closed":
+        assert left and maps.of("ana").id == learnt  # nothing is done yet, and the next start does it
+    else:
+        assert bool(left) == (step is not None) and maps.of("ana").id == clean
+    assert [shard.stem for shard in prune(bench.store, home)] == ["ana"] * len(left)
+    held = maps.of("ana")
+    assert held.id == clean and not held.wrong and serving(bench.store, "ana").generation == 3
+    assert {row.id: row.state for row in adapters(bench.store)} == {clean: SERVING, learnt: WITHDRAWN}
+    assert not place_of(home, learnt).exists() and not (run.folder / "map" / "map.safetensors").exists()
+    assert run.obstacle() == {"forgotten": FORGOTTEN, "withdrawn": TAKEN_BACK}[how]
+    assert place_of(home, clean).exists() and not list((home / "snapshots").glob("*/ana.parquet"))
+    assert rollback(bench.store, home, "ana").adapter is None and tidy(bench.store, home) == 0
+    bench.store.close()
+
+
+def test_a_map_whose_data_was_taken_back_during_the_night_is_not_applied(said, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(said, home)
+    bench = Bench(home, Store(f"sqlite:///{home}/mongars.sqlite3"), WordVectors())
+    data = next((home / "snapshots").glob("*/snapshot.json")).parent.name
+    run = open_run(home, "self_training", {"snapshot": data})
+    bench.candidate(run.id, data).rename(run.folder / "map")
+    said_so = {
+        "adapter": "map", "data_hash": data, "person": "ana", "outcome": ACCEPTED, "limit": 0.5,
+        "weights_sha256": read(run.folder / "map")[1].weights_sha256,
+    }  # fmt: skip
+    Consents(bench.store).set("ana", False, START)  # the one process, while the other learns
+    settings = read_settings(_env_file=None, home=home)
+    weights = (run.folder / "map" / "map.safetensors").read_bytes()
+    prune(bench.store, home)
+    (run.folder / "map" / "map.safetensors").write_bytes(weights)  # written after the pruning looked
+    with pytest.raises(Conflict, match="was taken back meanwhile"):
+        let_serve(settings, bench.store, run, said_so, None, bench.encoder)
+    assert serving(bench.store, "ana").id is None and not adapters(bench.store)
+    bench.store.close()
 
 
 def test_a_question_in_flight_is_never_asked_through_half_of_another_map(bench):

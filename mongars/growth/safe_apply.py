@@ -24,7 +24,9 @@ from mongars.growth.lineage import (
     RETIRED,
     SERVING,
     STAGED,
+    WITHDRAWN,
     adapters,
+    before,
     enter,
     moved,
     serving,
@@ -114,6 +116,10 @@ def apply(
     now = serving(store, card.owner)
     if now.id == row.id:
         return Applied(now.adapter, now.generation)
+    if row.state == WITHDRAWN:
+        raise Conflict(
+            f"What the map of run {card.run} was learnt from was taken back. Run `mongars evolve` for a new one."
+        )
     if row.state == RETIRED:
         raise Conflict(
             f"The map of run {card.run} served and was taken back. Run `mongars evolve` for a new one."
@@ -131,7 +137,7 @@ def apply(
 
 # %% ../../nbs/growth/27_safe_apply.ipynb #3a21f745
 def rollback(store: Store, home: Path, person: str) -> Applied:
-    """Let what served before serve again: the map that the present one was compared with, or none.
+    """Let what served before serve again: the map that the present one was compared with, or none; not a withdrawn one.
 
     `NotFound` when none serves; `BadInput` when the folder of the one before is not as it was; nothing changes then.
     """
@@ -140,13 +146,12 @@ def rollback(store: Store, home: Path, person: str) -> Applied:
         raise NotFound(
             "No map serves: there is nothing to roll back. `mongars adapters` shows what there is."
         )
-    before = now.adapter.parent_id
-    if before is not None:
-        known = {row.id: row for row in adapters(store, person)}
-        _, card = read(place_of(home, before))
-        if card.weights_sha256 != known[before].weights_sha256:
-            raise BadInput(f"The folder of {before} does not hold what served. Nothing was changed.")
-    generation = swap(store, person, before, now.id)
+    earlier = next(iter(before(store, now.adapter)), None)
+    if earlier is not None:
+        _, card = read(place_of(home, earlier.id))
+        if card.weights_sha256 != earlier.weights_sha256:
+            raise BadInput(f"The folder of {earlier.id} does not hold what served. Nothing was changed.")
+    generation = swap(store, person, earlier and earlier.id, now.id)
     return Applied(serving(store, person).adapter, generation)
 
 

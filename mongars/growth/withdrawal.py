@@ -6,6 +6,7 @@
 __all__ = ['WITHDRAWN', 'FORGOTTEN', 'Ground', 'ground', 'prune']
 
 # %% ../../nbs/growth/16_withdrawal.ipynb #65cec9a9
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..base.store import Store
 from ..base.tables import Consent, Rating, Utterance
 from .curation import alone
 from .shards import references, take_out
+from .unlearning import unlearn
 
 # %% ../../nbs/growth/16_withdrawal.ipynb #52faf989
 WITHDRAWN = "a person took back their consent to learn from them"
@@ -56,23 +58,33 @@ def ground(session: Session, person: str) -> Ground:
     return Ground(consent is not None and consent.training, frozenset(said), dict(session.exec(edits).all()))
 
 
-def prune(store: Store, home: Path, person: str | None = None) -> list[Path]:
-    """Remove the shards of a person, or of all, that have lost their ground; the shards that went.
+def prune(
+    store: Store, home: Path, person: str | None = None, at: Callable[[str], None] = lambda step: None
+) -> list[Path]:
+    """Remove the shards of a person, or of all, that have lost their ground, and what was learnt from them.
+
+    The shards that went are the answer; `at` is told of each step.
 
     `Busy` when a snapshot is being made for longer than one can wait: it is to be asked again.
     """
     place, gone = home / "snapshots", []
     if not place.is_dir():
         return gone
-    with alone(place), store.reading() as session:
-        grounds: dict[str, Ground] = {}
-        for shard in sorted(place.glob(f"*/{person or '*'}.parquet")):
-            owner, data = shard.stem, shard.parent.name
-            if owner not in grounds:
-                grounds[owner] = ground(session, owner)
-            reason = grounds[owner].lost(shard)
-            if reason is not None:
-                close_for_replay(home, data, reason)
-                take_out(shard.parent, owner)
-                gone.append(shard)
+    with alone(place):
+        lost: list[tuple[Path, str]] = []
+        with store.reading() as session:
+            grounds: dict[str, Ground] = {}
+            for shard in sorted(place.glob(f"*/{person or '*'}.parquet")):
+                owner = shard.stem
+                if owner not in grounds:
+                    grounds[owner] = ground(session, owner)
+                reason = grounds[owner].lost(shard)
+                if reason is not None:
+                    lost.append((shard, reason))
+        for shard, reason in lost:
+            close_for_replay(home, shard.parent.name, reason)
+            at("closed")
+            unlearn(store, home, shard.stem, shard.parent.name, at)
+            take_out(shard.parent, shard.stem)
+            gone.append(shard)
     return gone

@@ -141,6 +141,9 @@ def list_adapters(context: typer.Context, as_json: AsJson = False) -> None:
     if learnt:
         names = ("adapter", "kind", "owner", "state", "generation", "verdict", "run")
         show([{n: row[n] for n in names} for row in learnt], as_json, "Learnt from conversations")
+        for row in learnt:
+            if row["withdrawn"]:
+                out.print(escape(f"{row['adapter']} was withdrawn: {row['withdrawn']}"), soft_wrap=True)
     for row in rows:
         if row["wrong"] and not as_json:
             err.print(escape(row["wrong"]), soft_wrap=True)

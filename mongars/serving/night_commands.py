@@ -13,7 +13,7 @@ import typer
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from ..base.errors import NotReady
+from ..base.errors import NotFound, NotReady
 from ..base.settings import read_settings
 from .console import AsJson, Whose, open_accounts, out, person_named, say, show
 
@@ -81,13 +81,21 @@ def sql(question: str, as_json: AsJson = False) -> None:
 ADAPTERS = (
     "adapter VARCHAR, kind VARCHAR, owner VARCHAR, state VARCHAR, base VARCHAR, weights_sha256 VARCHAR, "
     "parent VARCHAR, run VARCHAR, data_hash VARCHAR, verdict VARCHAR, joules DOUBLE, created_at TIMESTAMP, "
-    "generation BIGINT"
+    "generation BIGINT, withdrawn VARCHAR"
 )
 
 
 def adapter_rows() -> list[dict]:
     """The adapters that passed the gate, with state and generation; none where there is no house yet."""
-    from mongars.growth.lineage import adapters, serving
+    from mongars.base.ledger import find_run
+    from mongars.growth.lineage import WITHDRAWN, adapters, serving
+
+    def reason(run: str) -> str:
+        """Why what a run taught was withdrawn."""
+        try:
+            return find_run(read_settings().home, run).obstacle() or "unknown"
+        except NotFound:
+            return "unknown"
 
     try:
         accounts = open_accounts()
@@ -100,7 +108,7 @@ def adapter_rows() -> list[dict]:
             "adapter": row.id, "kind": row.kind, "owner": names.get(row.owner_id), "state": row.state, "base": row.base,
             "weights_sha256": row.weights_sha256, "parent": row.parent_id, "run": row.run, "data_hash": row.data_hash,
             "verdict": row.outcome, "joules": row.joules, "created_at": f"{row.created_at:%Y-%m-%dT%H:%M:%SZ}",
-            "generation": now.get(row.id),
+            "generation": now.get(row.id), "withdrawn": reason(row.run) if row.state == WITHDRAWN else None,
         }
         for row in adapters(accounts.store)
     ]  # fmt: skip
