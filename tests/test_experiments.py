@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -54,14 +55,14 @@ class Lab:
     """A home of its own, with an experiment called hello."""
 
     def __init__(self, folder: Path):
-        self.home, self.folder = folder / "home", folder
+        self.home, self.folder, self.before = folder / "home", folder, None
         self.hello = write_notebook(folder / "hello.ipynb", PARAMETERS, JOIN, COUNT, FINISH)
         self.environment = clean_environment() | {"MONGARS_HOME": str(self.home)}
 
     def start(self, *words: str) -> subprocess.Popen:
         """The command, begun."""
         return subprocess.Popen(
-            [*MONGARS, *words], env=self.environment, cwd=self.folder, text=True,
+            [*MONGARS, *words], env=self.environment, cwd=self.folder, text=True, preexec_fn=self.before,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -195,6 +196,23 @@ def test_a_kernel_that_dies_is_told(lab):
     err = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "died" in err and "Traceback" not in err
     assert lab.rows()[0]["status"] == "failed"
+
+
+def test_what_takes_more_memory_than_it_was_given_is_ended_and_says_so(lab):
+    write_notebook(lab.hello, PARAMETERS, JOIN, COUNT, "held = b'x' * 600_000_000\ntime.sleep(600)", FINISH)
+    says = lab.mongars("run", "hello.ipynb", "--memory", "600", code=1)[1]
+    row = lab.rows()[0]
+    assert row["status"] == "failed" and "it was given 600." in row["error"] and row["error"] in says
+    assert outputs(lab.file("notebook.ipynb")) == "step 0\nstep 1\nstep 2\n"  # what was done is kept
+
+
+def test_what_cannot_be_written_fails_the_run(lab):
+    """As on a full disk: no file may grow beyond a megabyte."""
+    write_notebook(lab.hello, PARAMETERS, JOIN, "print('x' * 3_000_000)", FINISH)
+    lab.before = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    says = lab.mongars("run", "hello.ipynb", code=1)[1]
+    row = lab.rows()[0]
+    assert row["status"] == "failed" and "File too large" in row["error"] and "File too large" in says
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "nbs" / "experiments").glob("*.ipynb")))

@@ -134,12 +134,14 @@ def pooled(model, input_ids, attention_mask):
 
 # %% ../../nbs/neurons/11_quantised.ipynb #c67c2d46
 def load(file: Path):
-    """An ONNX Runtime session on the processor, on at most four threads."""
+    """An ONNX Runtime session on the processor, on at most four threads, or as many as OMP_NUM_THREADS says."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    options.intra_op_num_threads, options.inter_op_num_threads = min(4, cores), 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")  # a night asks for one: somebody may be talking
+    options.intra_op_num_threads = int(wanted) if wanted.isdecimal() and int(wanted) else min(4, cores)
+    options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     onnxruntime.disable_telemetry_events()  # there are some on Windows
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -76,6 +76,10 @@ def run_experiment(
         list[str] | None, typer.Option("-p", help="A parameter, name=value; repeatable.")
     ] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run from its last checkpoint.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="It may take so long; any time by itself.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="MB of memory that it may hold; all by itself.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment; its notebook, numbers and energy are kept in the ledger."""
@@ -92,7 +96,8 @@ def run_experiment(
     say(f"Run {run.id} of {run.experiment} in {run.folder}")
     for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C does
         signal.signal(ending, signal.default_int_handler)
-    code = experiments.work(notebook, run, settings, quiet=as_json)
+    limits = experiments.Limits(None if minutes is None else 60 * minutes, memory)
+    code = experiments.work(notebook, run, settings, quiet=as_json, limits=limits)
     row = run.row()
     if as_json:
         print(json.dumps(row | {"folder": str(run.folder)}, indent=1))

@@ -23,6 +23,8 @@ def evolve(
     given: Annotated[
         list[str] | None, typer.Option("-p", help="A parameter of the experiment, name=value; repeatable.")
     ] = None,
+    minutes: Annotated[float, typer.Option(help="The run may take so long.")] = 60,
+    memory: Annotated[float, typer.Option(help="MB of memory that the run may hold.")] = 4096,
     as_json: AsJson = False,
 ) -> None:
     """Learn from what somebody said and rated; what passes the gate serves them from then on."""
@@ -30,7 +32,9 @@ def evolve(
 
     accounts, settings = open_accounts(), read_settings()
     person = person_named(accounts, user)
-    night = nights.evolve(settings, accounts.store, person.id, experiments.read_values(given or []), say)
+    limits = experiments.Limits(60 * minutes, memory)
+    values = experiments.read_values(given or [])
+    night = nights.evolve(settings, accounts.store, person.id, values, say, limits)
     if as_json:
         print(json.dumps(night.json(), indent=1))
         return
