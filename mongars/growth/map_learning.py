@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..base.errors import BadInput
 from .pairs import Pair, Turn
 from ..neurons.query_map import QueryMap
 
@@ -113,6 +114,11 @@ def learn(
     "As well" is within one standard error (Breiman et al. 1984). The identity where there are fewer than four pairs, or
     the best gains less than `SURE` standard errors over no map.
     """
+    if broken := int((~np.isfinite(lessons.vectors)).any(1).sum()):
+        raise BadInput(
+            f"{broken} of {len(lessons.vectors)} vectors are not finite: {lessons.encoder or 'the encoder'} is broken. "
+            "`mongars models verify` looks at it."
+        )
     d = lessons.vectors.shape[1]
     nothing, tried = QueryMap(np.eye(d, dtype=np.float32)), []
     if len(lessons.pairs) >= 4:

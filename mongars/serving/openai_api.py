@@ -89,9 +89,9 @@ def check_wishes(body: ChatCompletion) -> None:
             raise CannotDo(f"{name}={json.dumps(value)[:80]} is not supported by mongars. Leave it out.")
 
 
-def check_model(house: House, name: str) -> None:
+def check_model(house: House, name: str, person: str | None = None) -> None:
     """`NotFound` for a model that is not served."""
-    known = [model["id"] for model in models_of(house)]
+    known = [model["id"] for model in models_of(house, person)]
     if name not in known:
         raise NotFound(f"There is no model {name!r} here. Served: {', '.join(known)}.")
 
@@ -222,11 +222,17 @@ async def completion_chunks(
         yield sse({"error": {"message": detail, "type": "server_error", "param": None, "code": None}})
 
 # %% ../../nbs/serving/06_openai_api.ipynb #bcbdf9a7
-def models_of(house: House) -> list[dict]:
-    """What can be named as `model`, in OpenAI's words; an adapter names its base as vLLM does, in `parent`."""
+def models_of(house: House, person: str | None = None) -> list[dict]:
+    """What can be named as `model`, in OpenAI's words; an adapter names its base as vLLM does, in `parent`.
+
+    Of a `person`, also the map that their questions go through now: its parent is the encoder it was learnt for.
+    """
     base, adapter = house.model.name, house.model.adapter
     named = [(base, base, None), *([(adapter, base, base)] if adapter else [])]
-    named.append((house.embedder.name, house.embedder.name, None))
+    encoder, held = house.embedder.name, person and house.hippocampus.maps.of(person)
+    named.append((encoder, encoder, None))
+    if held and held.query_map and held.card.base == house.embedder.fingerprint:
+        named.append((held.id, encoder, encoder))
     made = {"object": "model", "created": 0, "owned_by": "mongars"}
     rows = [made | {"id": name, "root": root, "parent": parent} for name, root, parent in named]
     return [
@@ -237,15 +243,15 @@ def models_of(house: House) -> list[dict]:
 
 @openai_api.get("/models")
 def models(house: HouseHere, person: PersonHere) -> dict:
-    """The models served here."""
-    return {"object": "list", "data": models_of(house)}
+    """The models served here, and the map of the person who asks."""
+    return {"object": "list", "data": models_of(house, person.id)}
 
 
 @openai_api.get("/models/{name:path}")
 def model(house: HouseHere, person: PersonHere, name: str) -> dict:
     """One model."""
-    check_model(house, name)
-    return next(m for m in models_of(house) if m["id"] == name)
+    check_model(house, name, person.id)
+    return next(m for m in models_of(house, person.id) if m["id"] == name)
 
 
 class EmbeddingRequest(BaseModel):
