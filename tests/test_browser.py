@@ -164,15 +164,17 @@ def answered(page) -> None:
     expect(page.locator("#status")).to_contain_text(re.compile("last answer|stopped"))
 
 
-def plant(server: Server, person, question: str, answer: str, at: datetime | None = None) -> str:
-    """A conversation in the database, as if it had been had; the turn's id."""
+def plant(
+    server: Server, person, question: str, answer: str, at: datetime | None = None, talk_id: str | None = None
+) -> str:
+    """A conversation in the database, or more of one, as if it had been had; the turn's id."""
     talk, now = Conversations(server.store), at or datetime.now(UTC)
     vector = np.zeros((1, 32), np.float32)  # of the server's encoder, and like nothing
 
     def encoded(text: str, role: str, speaker: str) -> Encoded:
         return Encoded(Told(text, now, role), speaker, ((0, len(text)),), vector, server.encoder)
 
-    turn = talk.open(person.id, encoded(question, "user", person.username))
+    turn = talk.open(person.id, encoded(question, "user", person.username), talk_id)
     outcome = Outcome(answer, "stop", "tiny", None, 1, 1)
     talk.finish(person.id, turn.id, outcome, now, encoded(answer, "assistant", ASSISTANT))
     return turn.id
@@ -785,10 +787,10 @@ def test_the_memory_is_shown_as_it_was_on_a_day(page, server):
 def test_a_whole_conversation_is_deleted_for_good(page, server):
     person = someone(server)
     plant(server, person, "I sail.", "Good.")
+    odile = plant(server, person, "My sister Odile keeps quokkas in Annecy.", "Good.")
+    talk = Conversations(server.store).turn(person.id, odile).conversation_id
+    plant(server, person, "My cousin Quilla paints quokkas.", "Good.", talk_id=talk)
     come_in(page, server, person)
-    say(page, "My sister Odile keeps quokkas in Annecy.")
-    say(page, "My cousin Quilla paints quokkas.")
-    anew(page)
     say(page, "My sister Odile keeps quokkas in Annecy, doesn't she")  # answered from it
     out = page.get_by_role("link", name="Delete it")
     anew(page)

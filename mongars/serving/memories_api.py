@@ -30,7 +30,6 @@ class WholeMemory(MemoryShape):
 
     role: str
     kind: str = Field(description="turn, fact or note")
-    origin: str = Field(description="typed, imported, extracted or web")
     source: str | None = Field(description="where an import took it from")
     valid_from: datetime | None
     valid_until: datetime | None = Field(description="none: it holds")

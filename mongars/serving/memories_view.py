@@ -185,9 +185,10 @@ def version(memory: Memory, here: str, now: datetime) -> str:
     text = text if memory.id == here else f'<a href="#memories/{memory.id}">{text}</a>'
     current = ' aria-current="true"' if memory.id == here else ""
     state = "now" if holds(memory, now) else "past"
+    said = f' <a href="#{where(memory)}">Open chat</a>' if memory.turn_id and memory.id != here else ""
     return (
         f'<li class="{state}"{current}><blockquote>{text}</blockquote>'
-        f'<p class="by">{interval(memory, now)}</p></li>'
+        f'<p class="by">{interval(memory, now)}{said}</p></li>'
     )
 
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'SHOWN_TURNS', 'SHOWN_CONVERSATIONS', 'CODE', 'WHERE', 'NOT_REMEMBERED', 'View', 'look', 'look_for',
            'is_paused', 'talk', 'literally', 'harmless', 'bubbles', 'plain', 'day', 'recalled', 'memories_panel',
-           'where', 'alike', 'titles', 'pause_notice', 'conversation_place', 'way_out', 'signed_in', 'tokens', 'status']
+           'drawn', 'where', 'alike', 'titles', 'pause_notice', 'conversation_place', 'way_out', 'signed_in', 'tokens',
+           'status']
 
 # %% ../../nbs/serving/09_view.ipynb #cac60496
 import asyncio
@@ -215,11 +216,16 @@ def memories_panel(view: View, now: datetime) -> str:
     return about + "".join(
         f'<article><blockquote><a href="#{where(m)}" title="{WHERE[bool(m.turn_id)]}">{plain(m.text)}</a></blockquote>'
         f'<p class="by"><b>{plain(m.speaker)}</b> · '
-        f'<time datetime="{m.said_at.isoformat()}">{day(m.said_at, now)}</time></p>'
+        f'<time datetime="{m.said_at.isoformat()}">{day(m.said_at, now)}</time>{drawn(m)}</p>'
         f'<p class="score"><meter min="0" max="1" value="{alike(m):.2f}" aria-label="likeness">'
         f"</meter> {alike(m):.2f} alike</p>{why(m.reasons)}</article>"
         for m in view.memories
     )
+
+
+def drawn(memory: Memory) -> str:
+    """That nobody typed a memory so, if a model drew it from what was said."""
+    return " · drawn from what was said, by a model" if memory.origin == "extracted" else ""
 
 
 WHERE = {True: "Open the conversation in which it was said", False: "Look at this memory"}
