@@ -792,7 +792,7 @@ def test_a_whole_conversation_is_deleted_for_good(page, server):
     plant(server, person, "My cousin Quilla paints quokkas.", "Good.", talk_id=talk)
     come_in(page, server, person)
     say(page, "My sister Odile keeps quokkas in Annecy, doesn't she")  # answered from it
-    out = page.get_by_role("link", name="Delete it")
+    out = page.get_by_role("link", name="Delete this conversation")
     anew(page)
     expect(out).to_have_count(0)
     page.locator("#list label", has_text="My sister Odile keeps quokkas in Annecy.").last.click()

@@ -265,8 +265,10 @@ def way_out(view: View) -> str:
     """The link that leads to deleting the conversation in sight, as HTML; none while there is nothing of it yet."""
     if not view.conversation_id or view.answering:
         return ""
-    title = "Delete this conversation, with all that is remembered of it"
-    return f'<a href="#{conversation_place(view.conversation_id)}" title="{title}">Delete it</a>'
+    title = "With all that is remembered of it"
+    return (
+        f'<a href="#{conversation_place(view.conversation_id)}" title="{title}">Delete this conversation</a>'
+    )
 
 
 def signed_in(house: House, person_id: str) -> str:
