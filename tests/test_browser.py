@@ -164,15 +164,17 @@ def answered(page) -> None:
     expect(page.locator("#status")).to_contain_text(re.compile("last answer|stopped"))
 
 
-def plant(server: Server, person, question: str, answer: str, at: datetime | None = None) -> str:
-    """A conversation in the database, as if it had been had; the turn's id."""
+def plant(
+    server: Server, person, question: str, answer: str, at: datetime | None = None, talk_id: str | None = None
+) -> str:
+    """A conversation in the database, or more of one, as if it had been had; the turn's id."""
     talk, now = Conversations(server.store), at or datetime.now(UTC)
     vector = np.zeros((1, 32), np.float32)  # of the server's encoder, and like nothing
 
     def encoded(text: str, role: str, speaker: str) -> Encoded:
         return Encoded(Told(text, now, role), speaker, ((0, len(text)),), vector, server.encoder)
 
-    turn = talk.open(person.id, encoded(question, "user", person.username))
+    turn = talk.open(person.id, encoded(question, "user", person.username), talk_id)
     outcome = Outcome(answer, "stop", "tiny", None, 1, 1)
     talk.finish(person.id, turn.id, outcome, now, encoded(answer, "assistant", ASSISTANT))
     return turn.id
@@ -744,6 +746,112 @@ def test_an_import_shows_how_far_it_is_while_the_chat_goes_on(page, server):
     assert 0 < len(remembered(server, person, text="of the log")) < 20_000
 
 
+def test_the_memory_is_shown_as_it_was_on_a_day(page, server):
+    person = someone(server)
+    plant(server, person, "I keep bees in Annecy.", "Good.", datetime(2026, 3, 3, 12, tzinfo=UTC))
+    come_in(page, server, person)
+    (bees,) = remembered(server, person)
+    go(page, f"memories/{bees.id}?do=correct")
+    page.get_by_label("What is right").fill("I keep bees in Lyon.")
+    page.get_by_label("It holds since").fill("2026-05-10")
+    page.get_by_role("button", name="Save the correction").click()
+    expect(page.locator("#remembered .done")).to_contain_text("Corrected")
+    history = page.locator("#remembered .history li")
+    expect(history).to_have_count(2)
+    expect(history.first).to_contain_text(re.compile(r"from 3 March\D*(2026)? until 10 May"))
+    expect(history.last).to_contain_text("since 10 May")
+
+    go(page, "memories")
+    items = page.locator("#remembered article blockquote")
+    expect(items).to_have_text(["I keep bees in Lyon."])
+    for day, held in {
+        "2026-05-09": ["I keep bees in Annecy."],
+        "2026-05-10": ["I keep bees in Lyon."],
+        "2026-03-02": [],
+    }.items():
+        page.get_by_label("As it was on").fill(day)
+        page.get_by_role("button", name="Search").click()
+        expect(page.locator("#remembered .then")).to_contain_text("What held at the end of")
+        expect(items).to_have_text(held)
+        expect(page.get_by_label("As it was on")).to_have_value(day)
+    expect(page.locator("#remembered .empty")).to_contain_text("held then")
+    page.get_by_label("As it was on").fill("2026-04-01")
+    page.get_by_role("searchbox").fill("I keep bees")
+    page.get_by_role("button", name="Search").click()
+    expect(items).to_have_text(["I keep bees in Annecy."])
+    expect(page.locator("#remembered .held")).to_contain_text("until 10 May")
+    page.get_by_role("link", name="Back to now").click()
+    expect(items).to_have_text(["I keep bees in Lyon."])
+
+
+def test_a_whole_conversation_is_deleted_for_good(page, server):
+    person = someone(server)
+    plant(server, person, "I sail.", "Good.")
+    odile = plant(server, person, "My sister Odile keeps quokkas in Annecy.", "Good.")
+    talk = Conversations(server.store).turn(person.id, odile).conversation_id
+    plant(server, person, "My cousin Quilla paints quokkas.", "Good.", talk_id=talk)
+    come_in(page, server, person)
+    say(page, "My sister Odile keeps quokkas in Annecy, doesn't she")  # answered from it
+    out = page.get_by_role("link", name="Delete this conversation")
+    anew(page)
+    expect(out).to_have_count(0)
+    page.locator("#list label", has_text="My sister Odile keeps quokkas in Annecy.").last.click()
+    expect(page.locator("#said .user.message")).to_have_count(2)
+    out.click()
+    sure = page.locator("#remembered .sure")
+    expect(sure).to_contain_text("Delete this conversation for good?")
+    expect(sure.locator("blockquote")).to_have_text("My sister Odile keeps quokkas in Annecy.")
+    expect(sure).to_contain_text("2 exchanges: what was written")
+    expect(sure).to_contain_text("1 answer given elsewhere")
+    page.get_by_role("link", name="Keep it").click()
+    expect(page.locator("#said .user.message")).to_have_count(2)
+    assert len(remembered(server, person)) == 4
+    out.click()
+    sure.get_by_role("button", name="Delete").click()
+    expect(page.locator("#remembered .done")).to_contain_text("2 exchanges")
+    expect(page.locator("#remembered .done")).to_contain_text("Nothing of it is left in the files")
+    items = page.locator("#remembered article blockquote")
+    expect(items).to_have_text(["My sister Odile keeps quokkas in Annecy, doesn't she", "I sail."])
+    expect(page.locator("#list label")).to_have_count(2)  # beside the memories, already
+
+    page.get_by_role("link", name="Back to the conversation").click()
+    expect(page.locator("#said .message")).to_have_count(0)
+    expect(out).to_have_count(0)
+    page.locator("#list label", has_text="doesn't she").click()
+    expect(page.locator("#said")).to_contain_text("The memory behind this answer was deleted")
+    say(page, "My cousin Quilla paints quokkas, doesn't she")
+    expect(page.locator("#recalled")).not_to_contain_text("My cousin Quilla paints quokkas.")
+    go(page, "memories?q=Quilla")
+    expect(page.locator("#remembered .body")).not_to_contain_text("Quilla paints quokkas.")
+    assert not remembered(server, person, text="paints quokkas.", roles=(), state="all")
+    home = Path(server.store.url.removeprefix("sqlite:///")).parent
+    files = b"".join(file.read_bytes() for file in home.glob("mongars.sqlite3*"))
+    assert b"doesn't she" in files and b"paints quokkas." not in files and b"quokkas in Annecy." not in files
+    come_in(page, server, person)
+    expect(page.locator("#list label")).to_have_count(2)
+
+
+def test_an_imported_conversation_is_deleted_from_one_of_its_memories(page, server):
+    person = someone(server)
+    come_in(page, server, person)
+    go(page, "memories/carry")
+    bring(page, "conversations.json", FILES["conversations.json"][0])
+    (bees,) = remembered(server, person)
+    go(page, f"memories/{bees.id}/delete")
+    page.get_by_role("link", name="Delete the whole conversation").click()
+    sure = page.locator("#remembered .sure")
+    expect(sure).to_contain_text("An imported conversation")
+    expect(sure.locator("blockquote")).to_have_text("I keep bees in Annecy.")
+    expect(sure).to_contain_text("2 memories made from it")
+    sure.get_by_role("button", name="Delete").click()
+    expect(page.locator("#remembered .done")).to_contain_text("2 memories")
+    assert remembered(server, person, roles=(), state="all") == ()
+    go(page, "memories/carry")
+    bring(page, "conversations.json", FILES["conversations.json"][0])
+    expect(page.locator("#arriving .head")).to_contain_text("Nothing was added")
+    assert remembered(server, person, roles=(), state="all") == ()
+
+
 def test_a_paused_conversation_is_not_remembered(page, server):
     person = someone(server)
     come_in(page, server, person)
@@ -897,7 +1005,7 @@ def test_nobody_meets_the_memories_of_another(server):
             if method == "POST":
                 foreign = as_ana | {"Origin": "http://elsewhere.example"}
                 assert httpx.post(server.url + path, headers=foreign, data=data).status_code == 403, path
-    assert tried == 14
+    assert tried == 16
     (kept,) = remembered(server, bo)
     assert kept == memory and len(remembered(server, bo, roles=())) == 2
 

@@ -17,7 +17,13 @@ from .errors import BadInput
 
 # %% ../../nbs/base/02_settings.ipynb #97e79032
 REMOTE = "openai:"  # begins the name of a model that a server has
-SECRETS = ("secret_key", "previous_secret_key", "database_url", "model_key")  # each may be in a file
+SECRETS = (
+    "secret_key",
+    "previous_secret_key",
+    "database_url",
+    "model_key",
+    "facts_model_key",
+)  # each may be in a file
 
 
 class Settings(BaseSettings):
@@ -70,6 +76,13 @@ class Settings(BaseSettings):
     allow_remote_model: bool = Field(
         False, description="may the model server be another machine? What is said goes there"
     )
+    facts_model: str | None = Field(
+        None,
+        description="the model, named as in `MONGARS_MODEL`, that draws facts from what was typed when memories "
+        "are consolidated; unset: none does",
+    )
+    facts_model_key: SecretStr | None = Field(None, description="key of its server, if it wants one")
+    facts_model_key_file: Path | None = Field(None, description="a file that holds that key")
     context_window: int | None = Field(
         None,
         ge=256,
@@ -158,8 +171,9 @@ class Settings(BaseSettings):
 
     @property
     def local_models(self) -> tuple[str, ...]:
-        """The models that must be on this machine: the chat model first, if it runs here."""
-        return (self.embedder,) if self.model_is_remote else (self.model, self.embedder)
+        """The models that must be on this machine: the chat model first, if it runs here, and the encoder last."""
+        before = [model for model in (self.model, self.facts_model or REMOTE) if not model.startswith(REMOTE)]
+        return *dict.fromkeys(before), self.embedder
 
     @property
     def reads_little(self) -> bool:
@@ -236,9 +250,9 @@ def is_place(wanted: str) -> bool:
 def absolute(settings: Settings) -> dict:
     """The settings that name a place, made independent of the folder we stand in: the server stands in another."""
     places = {name: getattr(settings, name).expanduser().absolute() for name in ("home", "models")}
-    for name in ("model", "embedder"):
-        folder = Path(getattr(settings, name)).expanduser()
-        if folder.is_dir():
+    for name in ("model", "embedder", "facts_model"):
+        folder = Path(getattr(settings, name) or "").expanduser()
+        if getattr(settings, name) and folder.is_dir():
             places[name] = str(folder.absolute())
     for name in SECRETS:
         if (path := getattr(settings, f"{name}_file")) is not None:

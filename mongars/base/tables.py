@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['new_id', 'UtcDateTime', 'now_utc', 'moment', 'Person', 'Credential', 'Attempt', 'Conversation', 'Exchange',
-           'Utterance', 'MemoryCounter', 'Remembered', 'Provenance', 'Tombstone', 'Embedding', 'Recollection',
-           'ToldEvent', 'Rating', 'Consent', 'Placement', 'Adapter', 'Serving']
+           'Utterance', 'MemoryCounter', 'Remembered', 'Provenance', 'ReadTurn', 'Tombstone', 'Embedding',
+           'Recollection', 'ToldEvent', 'Rating', 'Consent', 'Placement', 'Adapter', 'Serving']
 
 # %% ../../nbs/base/03_tables.ipynb #3cac332e
 import secrets
@@ -180,6 +180,9 @@ class MemoryCounter(SQLModel, table=True):
         default=None, max_length=128
     )  # of the encoder whose vectors recall compares
     consolidated: int = 0  # the generation at which nothing was left to consolidate
+    reader: str | None = Field(
+        default=None, max_length=255
+    )  # the model that had then read all turns for facts
 
 
 class Remembered(SQLModel, table=True):
@@ -242,6 +245,16 @@ class Provenance(SQLModel, table=True):
     source_id: str = Field(
         foreign_key="memory.id", ondelete="CASCADE", primary_key=True, index=True, max_length=32
     )
+
+
+class ReadTurn(SQLModel, table=True):
+    """A turn that a model has read to draw facts from it; it is not read again by that one."""
+
+    __tablename__ = "read_turn"
+
+    memory_id: str = Field(foreign_key="memory.id", ondelete="CASCADE", primary_key=True, max_length=32)
+    reader: str = Field(primary_key=True, max_length=255)  # the model, and the form of the question
+    facts: int = 0  # that were new
 
 
 class Tombstone(SQLModel, table=True):

@@ -218,20 +218,34 @@ class Forgetting:
         """Remove a conversation and all that was said in it; of an imported one, what was remembered of it."""
         with self.store.writing() as session:
             counter = locked(session, person)
-            here = None if "\0" in id else session.get(Conversation, id)
-            mine = Remembered.person_id == person, Remembered.conversation == id
-            ids = [] if "\0" in id else session.exec(select(Remembered.id).where(*mine)).all()
-            if (here is None or here.person_id != person) and not ids:
-                raise NotFound(f"There is no conversation {id!r}.")
-            exchanges = []
-            if here is not None and here.person_id == person:
-                exchanges = session.exec(select(Exchange.id).where(Exchange.conversation_id == id)).all()
-            all_of_it = doomed(session, person, ids, exchanges)
+            here, all_of_it = self._whole(session, person, id)
             remove(session, counter, all_of_it)
-            if here is not None and here.person_id == person:
+            if here is not None:
                 all_of_it.words.add(here.title or id)
                 session.delete(here)
         return self._wiped(all_of_it, person)
+
+    def outlook_conversation(self, person: str, id: str) -> Forgotten:
+        """What `conversation` would remove; nothing is removed, and `wiped` says nothing."""
+        with self.store.reading() as session:
+            _, all_of_it = self._whole(session, person, id)
+        return Forgotten(
+            len(all_of_it.memories), len(all_of_it.exchanges), len(all_of_it.answers), wiped=None
+        )
+
+    @staticmethod
+    def _whole(session: Session, person: str, id: str) -> tuple[Conversation | None, Doomed]:
+        """A conversation, if it was held here, and all that goes with it."""
+        here = None if "\0" in id else session.get(Conversation, id)
+        here = here if here is not None and here.person_id == person else None
+        mine = Remembered.person_id == person, Remembered.conversation == id
+        ids = [] if "\0" in id else session.exec(select(Remembered.id).where(*mine)).all()
+        if here is None and not ids:
+            raise NotFound(f"There is no conversation {id!r}.")
+        exchanges = []
+        if here is not None:
+            exchanges = session.exec(select(Exchange.id).where(Exchange.conversation_id == id)).all()
+        return here, doomed(session, person, ids, exchanges)
 
     def everything(self, person: str) -> Forgotten:
         """Remove all memories and conversations of a person."""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RELEVANT', 'COVERED', 'BATCH', 'CANDIDATES', 'BY_ID', 'VECTORS', 'WITH_VECTOR', 'LAST_TURN', 'Recall', 'Hippocampus',
-           'as_entry']
+           'turns_of', 'as_entry']
 
 # %% ../../nbs/memory/00_hippocampus.ipynb #716ccf01
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,12 +18,13 @@ from sqlmodel import Session, col, func, select
 
 from ..base.errors import NotFound
 from ..base.store import Store
-from ..base.tables import Embedding, Person, Remembered
+from ..base.tables import Embedding, Person, Provenance, Remembered
 from .catalogue import Catalogue
 from .consolidation import Consolidated, Consolidation
 from .encoding import Encoding, Reading
 from .entries import Entry
-from .forgetting import Forgetting
+from .extraction import Extraction, Model
+from .forgetting import Forgetting, found
 from .query_maps import Mapped, QueryMaps
 from .ranking import Ranking
 from mongars.memory.records import (  # noqa: F401  (others look for some of them here)
@@ -88,6 +89,7 @@ class Hippocampus:
         former: Callable[[str], Embedder | None] = lambda fingerprint: None,  # opens one from before, if it can
         after: Callable[[str], object] = lambda person: None,  # called when something of a person was forgotten
         home: Path | None = None,  # where the maps of questions are kept
+        facts: tuple[str, Callable[[], Model]] | None = None,  # the model that draws facts: its name, what opens it
     ):  # fmt: skip
         self.store, self.embedder, self.least = store, embedder, least
         self.encoding = Encoding(store, embedder, reading or Reading(), former)
@@ -96,7 +98,8 @@ class Hippocampus:
         )  # fmt: skip
         self.catalogue, self.maps = Catalogue(store), QueryMaps(store, home)
         self.forgetting = Forgetting(store, after)
-        self.consolidation = Consolidation(store, self.encoding, self.forgetting)
+        extraction = Extraction(store, self.encoding, *facts) if facts else None
+        self.consolidation = Consolidation(store, self.encoding, self.forgetting, extraction)
 
     def name(self, person: str) -> str:
         """The name by which a person's own words are remembered."""
@@ -165,6 +168,7 @@ class Hippocampus:
             likeness = [
                 (as_entry(row), float(np.frombuffer(row.vector, "<f4") @ one.vectors[0]))
                 for row in session.execute(WITH_VECTOR, asked)
+                if row.origin != "extracted"  # which ends with its turn
             ]
             before = self._turn_before(session, person, one)
         likeness.sort(key=lambda pair: -pair[1])
@@ -233,7 +237,10 @@ class Hippocampus:
             if without:
                 in_sight = select(Remembered.id).where(col(Remembered.exchange_id).in_(list(without)))
                 in_sight = set(session.exec(in_sight))
-                hidden |= in_sight.union(*groups(session, in_sight))
+                in_sight = in_sight.union(*groups(session, in_sight))
+                hidden |= in_sight.union(
+                    found(session, select(Provenance.memory_id), Provenance.source_id, in_sight)
+                )
             wanted = 3 * k + 8
             while True:
                 ranking = copy.entries.rank(
@@ -252,17 +259,23 @@ class Hippocampus:
 
     @staticmethod
     def _told(session: Session, copy: Copy, ranking: Ranking, question: str, k: int) -> tuple[Memory, ...]:
-        """The first `k` that tell something; what was said several times goes by the name of the one said first."""
-        same, told = question.strip().lower(), {}
+        """The first `k` that tell something; what was said several times goes by the name of the one said first.
+
+        A fact that was found beside its turn gives the turn its place.
+        """
+        same, told, ids = question.strip().lower(), {}, {item.id for item in ranking.items}
         for some in chunks(ranking.items, k + 4):
             first = {item.id: copy.repeats.get(item.id, item.id) for item in some}
             rows = session.execute(BY_ID, {"ids": [*{*first, *first.values()}]})
             rows = {row.id: row for row in rows}
+            turns = turns_of(session, [id for id, row in rows.items() if row.origin == "extracted"])
+            turns = {id: row for id, row in turns.items() if row.id in ids}
             for item in some:
                 row = rows.get(item.id)
                 if row is None or row.text.strip().lower() == same or asks_only(row.text):
                     continue
                 row = rows.get(first[item.id], row)
+                row = turns.get(row.id, row)
                 reasons = {"likeness": item.likeness, "covered": item.covered} | item.parts
                 told.setdefault(row.id, memory_of(row, item.score, reasons))
             if len(told) >= k:
@@ -299,6 +312,17 @@ class Hippocampus:
         Of all persons, or one; for at most so many `seconds` and memories, and until `stop()` is true.
         """
         return self.consolidation.run(now, person, seconds, items, stop)
+
+
+def turns_of(session: Session, facts: Sequence[str]) -> dict[str, Remembered]:
+    """The turn that each of some extracted facts was drawn from, unless another one speaks for it."""
+    if not facts:
+        return {}
+    drawn = select(Provenance.memory_id, Remembered).join(
+        Remembered, col(Remembered.id) == Provenance.source_id
+    )
+    drawn = drawn.where(col(Provenance.memory_id).in_(facts), col(Remembered.repeats).is_(None))
+    return dict(session.exec(drawn.order_by(col(Remembered.said_at).desc())).all())
 
 
 def as_entry(row: Remembered) -> Entry:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ASSISTANT', 'LONGEST_TEXT', 'KINDS', 'ROLES', 'ORIGINS', 'ROWS', 'TWINS', 'NEW_MEMORY', 'NEW_VECTOR', 'check_text',
            'title_of', 'Told', 'Encoded', 'check_told', 'locked', 'identity', 'is_own', 'chunks', 'present', 'buried',
-           'twins', 'known', 'remember', 'write', 'row_of', 'vector_rows', 'close', 'group_of', 'gather', 'Memory',
-           'days_of', 'memory_of', 'with_repeats', 'owned', 'tells', 'asks_only']
+           'twins', 'known', 'remember', 'write', 'row_of', 'vector_rows', 'close', 'close_facts', 'group_of', 'gather',
+           'Memory', 'days_of', 'memory_of', 'with_repeats', 'owned', 'tells', 'asks_only']
 
 # %% ../../nbs/memory/20_records.ipynb #49b9b531
 import hashlib
@@ -292,15 +292,37 @@ def close(session: Session, counter: MemoryCounter, old: str, new: str, since: d
     row = session.get(Remembered, old, populate_existing=True)
     if row is None or row.person_id != counter.person_id or row.superseded_by is not None:
         return False
-    said_at, left = session.get_one(Remembered, new).said_at, []
+    said_at, ended, left = session.get_one(Remembered, new).said_at, [], []
     for one in group_of(session, row):
         if one.id == old or one.said_at <= said_at:
             one.valid_until, one.superseded_by, one.generation = since, new, counter.generation
             session.add(one)
+            ended.append(one.id)
         else:
             left.append(one)
     gather(session, counter, left)
+    close_facts(session, counter, ended, new, since)
     return True
+
+
+def close_facts(
+    session: Session, counter: MemoryCounter, sources: Sequence[str], new: str, since: datetime
+) -> None:
+    """End what was drawn from memories that ended, unless it was drawn from another one, too, that still holds."""
+    drawn = select(Remembered).join(Provenance, col(Provenance.memory_id) == Remembered.id)
+    drawn = drawn.where(
+        col(Provenance.source_id).in_(sources), Remembered.kind == "fact", col(Remembered.superseded_by).is_(None)
+    )  # fmt: skip
+    for fact in {fact.id: fact for fact in session.exec(drawn)}.values():
+        held = select(Remembered.id).join(Provenance, col(Provenance.source_id) == Remembered.id)
+        held = held.where(Provenance.memory_id == fact.id, col(Remembered.superseded_by).is_(None))
+        if fact.id == new or session.exec(held).first() is not None:
+            continue
+        others = [one for one in group_of(session, fact) if one.id != fact.id and one.superseded_by is None]
+        fact.valid_until, fact.superseded_by, fact.repeats = since, new, None
+        fact.generation = counter.generation
+        session.add(fact)
+        gather(session, counter, others)
 
 
 def group_of(session: Session, row: Remembered) -> list[Remembered]:

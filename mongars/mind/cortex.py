@@ -207,7 +207,7 @@ class _Work:
             fingerprint=said.fingerprint, without=in_sight, likely=LIKELY,
         )  # fmt: skip
         items = close_ones(recall.items, cortex.close_by)
-        shown = [Shown(m.text, m.speaker, m.last_said) for m in items]
+        shown = [Shown(m.text, m.speaker, m.last_said, m.origin == "extracted") for m in items]
         draft = Draft(
             ask.text, ask.directives, memories=shown, recent=recent,
             person=cortex.hippocampus.name(ask.person), today=cortex.clock().date(),

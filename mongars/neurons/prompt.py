@@ -26,6 +26,7 @@ class Memory:
     text: str
     speaker: str
     said_at: datetime
+    extracted: bool = False  # a model drew it from what the speaker said: nobody typed it so
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ STYLES = {  # the directives that a model can be held to; the reader is trained 
 def quoted(memory: Memory) -> str:
     """A memory as one line: date, speaker and the words as they were typed."""
     day = memory.said_at.astimezone(UTC)
+    if memory.extracted:
+        said = f"Drawn from what {memory.speaker} said on {day.day} {day:%B %Y}"
+        return f"{said}: {' '.join(memory.text.split())}"
     return f'On {day.day} {day:%B %Y}, {memory.speaker} said: "{" ".join(memory.text.split())}"'
 
 

@@ -30,6 +30,7 @@ class Address:
 
     url: str  # base address, without a slash at the end
     model: str
+    setting: str = "MONGARS_MODEL"  # that names it
 
     @property
     def on_this_machine(self) -> bool:
@@ -41,7 +42,7 @@ class Address:
             return host == "localhost"
 
 
-def address(model: str) -> Address:
+def address(model: str, setting: str = "MONGARS_MODEL") -> Address:
     """The address in `openai:URL#MODEL`; `BadInput` when it is none."""
     url, _, name = model.removeprefix(REMOTE).partition("#")
     parts = urlsplit(url)
@@ -56,8 +57,8 @@ def address(model: str) -> Address:
             "for example openai:http://127.0.0.1:11434/v1#qwen3:8b"
         )
     if parts.username or parts.password or parts.query:
-        raise BadInput(f"The address {parts.hostname} must hold no key. Set MONGARS_MODEL_KEY to it instead.")
-    return Address(url.rstrip("/"), name)
+        raise BadInput(f"The address {parts.hostname} must hold no key. Set {setting}_KEY to it instead.")
+    return Address(url.rstrip("/"), name, setting)
 
 # %% ../../nbs/neurons/13_remote.ipynb #8cf912f1
 FAILURES, REST_SECONDS = 3, 10.0
@@ -241,7 +242,7 @@ class RemoteEngine:
 def unreachable(where: Address, error: Exception) -> NotReady:
     """A server that is not there, or not any more."""
     told = f"The model server {where.url} cannot be reached or broke off ({type(error).__name__})."
-    return NotReady(f"{told} Start it, or correct MONGARS_MODEL.", retry_after=5)
+    return NotReady(f"{told} Start it, or correct {where.setting}.", retry_after=5)
 
 
 def said_in(body) -> str:
@@ -261,7 +262,7 @@ def refusal(where: Address, response: httpx.Response) -> Exception:
     wait = response.headers.get("retry-after", "")
     match response.status_code:
         case 401 | 403:
-            return NotReady(f"{told} Set MONGARS_MODEL_KEY to its key.")
+            return NotReady(f"{told} Set {where.setting}_KEY to its key.")
         case 404:
             return NotReady(f"{told} Is {where.model!r} a model that it serves?")
         case 429:

@@ -18,25 +18,26 @@ import psutil
 
 from ..base.errors import BadInput, MongarsError, NotReady
 from ..base.keys import signing_keys
-from ..base.settings import Settings, read_settings
+from ..base.settings import REMOTE, Settings, read_settings
 from ..base.store import Store
 from ..neurons import adapters, engines, model_store, quantised
 from ..neurons.model_folder import MANIFEST, check, fingerprint, verify
 from .launch import address
-from .wiring import check_port, chosen_adapter, remote, wished
+from .wiring import check_port, chosen_adapter, facts_server, remote, wished
 
 # %% ../../nbs/serving/13_doctor.ipynb #a9967c9a
 def model_rows(settings: Settings) -> list[dict]:
     """What is known of the default models and of the ones that are set."""
     rows = []
-    for name in dict.fromkeys([settings.model, settings.embedder, *model_store.SOURCES]):
+    for name in dict.fromkeys([settings.model, *settings.local_models, *model_store.SOURCES]):
         source = model_store.SOURCES.get(name)
         try:
             server = name == settings.model and settings.model_is_remote
             place = "a model server" if server else str(model_store.locate(name, settings.models))
         except MongarsError:
             place = "not on this machine"
-        used = {settings.model: "chat", settings.embedder: "encoder"}.get(name, "")
+        uses = {settings.facts_model: "facts", settings.model: "chat", settings.embedder: "encoder"}
+        used = uses.get(name, "")
         rows.append(
             {
                 "model": name,
@@ -130,6 +131,15 @@ def checks(settings: Settings) -> list[tuple[str, bool, str]]:
             return engine.check()
 
     look("chat model", server if settings.model_is_remote else lambda: model(settings.model))
+    if (settings.facts_model or "").startswith(REMOTE):
+
+        def facts() -> str:
+            with contextlib.closing(facts_server(settings)) as engine:
+                return engine.check()
+
+        look("facts model", facts)
+    elif settings.facts_model:
+        look("facts model", lambda: model(settings.facts_model))
     look("adapter", lambda: chosen_adapter(settings))
     look("engine", lambda: engine(settings))
     look("encoder", lambda: f"{model(settings.embedder)}, {encoder_runtime(settings)}")

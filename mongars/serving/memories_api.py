@@ -30,7 +30,6 @@ class WholeMemory(MemoryShape):
 
     role: str
     kind: str = Field(description="turn, fact or note")
-    origin: str = Field(description="typed, imported, extracted or web")
     source: str | None = Field(description="where an import took it from")
     valid_from: datetime | None
     valid_until: datetime | None = Field(description="none: it holds")
@@ -157,12 +156,12 @@ def memories(
     kind: Annotated[list[Literal["turn", "fact", "note"]] | None, Query()] = None,
     text: Annotated[str, Query(max_length=1000, description="part of the text")] = "",
     role: Literal["user", "assistant", "any"] = "user", conversation_id: str | None = None,
-    pinned: bool | None = None, state: Literal["now", "past", "all"] = "now",
+    pinned: bool | None = None, state: Literal["now", "past", "all"] = "now", as_of: AwareDatetime | None = None,
 ) -> MemoriesShape:  # fmt: skip
-    """What is remembered, newest first; `state` past: what was replaced or has expired."""
+    """What is remembered, newest first; `state` past: what was replaced or has expired; `as_of`: what held then."""
     roles = () if role == "any" else (role,)
     page = house.hippocampus.catalogue.list(
-        person.id, now_utc(), limit, before, kind or (), text, roles, conversation_id, pinned, state
+        person.id, now_utc(), limit, before, kind or (), text, roles, conversation_id, pinned, state, as_of
     )
     return MemoriesShape(items=[whole(memory) for memory in page.items], next=page.next)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PersonInside', 'ArrivalsHere', 'Field', 'AT_ONCE', 'BEST', 'memories_page', 'changes', 'person_inside', 'arrivals_of',
-           'Done', 'last_moment', 'shelf', 'carrying', 'how_far', 'export', 'memory', 'sure', 'add', 'bring', 'stop',
-           'delete_all', 'correct', 'pin', 'expire', 'delete']
+           'Done', 'last_moment', 'end_of', 'shelf', 'carrying', 'how_far', 'export', 'conversation', 'memory', 'sure',
+           'add', 'bring', 'stop', 'delete_all', 'delete_conversation', 'correct', 'pin', 'expire', 'delete']
 
 # %% ../../nbs/serving/25_memories_page.ipynb #09054cd9
 import asyncio
@@ -28,7 +28,15 @@ from .api import HouseHere
 from .arrivals import Arrivals, receive
 from .carrying import conversations_of, memories_of, ratings_of
 from .doors import visitor
-from .memories_view import SHELVES, arriving, carry, found, going, gone_words, listing, one
+from .memories_farewell import going, gone_words, leaving
+from mongars.serving.memories_view import (
+    SHELVES,
+    arriving,
+    carry,
+    found,
+    listing,
+    one,
+)
 
 # %% ../../nbs/serving/25_memories_page.ipynb #eab1ade9
 def person_inside(house: HouseHere, request: Request) -> Person:
@@ -66,6 +74,16 @@ def last_moment(day: str, what: str) -> datetime | None:
     except (ValueError, OverflowError):
         raise BadInput(f"{what} {day!r} is not a day. Write it as 2027-12-31.") from None
 
+
+def end_of(day: str, now: datetime) -> datetime | None:
+    """The last moment of a day looked back at, now if it is today; None for an empty text."""
+    end = last_moment(day, "The day to look back at")
+    if end is None:
+        return None
+    if end - timedelta(days=1) > now:
+        raise BadInput(f"The day to look back at, {day}, has not come yet. Choose today or an earlier one.")
+    return min(end - timedelta(microseconds=1), now)
+
 # %% ../../nbs/serving/25_memories_page.ipynb #f9dc444b
 memories_page = APIRouter(prefix="/memories", include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -73,19 +91,25 @@ memories_page = APIRouter(prefix="/memories", include_in_schema=False, default_r
 @memories_page.get("")
 def shelf(
     house: HouseHere, person: PersonInside, q: Annotated[str, Query(max_length=10_000)] = "",
-    state: Literal["now", "pinned", "past", "answers"] = "now", before: str | None = None,
+    state: Literal["now", "pinned", "past", "answers"] = "now", before: str | None = None, on: str = "",
     x_fragment: Annotated[str | None, Header()] = None,
 ) -> Response:  # fmt: skip
-    """A shelf, newest first, or what a search finds; somebody who comes by address is shown in."""
+    """A shelf, newest first, or what a search finds; `on`: as it was at the end of that day.
+
+    Somebody who comes by address is shown in.
+    """
     if x_fragment is None:
         return RedirectResponse("/ui/#memories", 303)
     now = now_utc()
+    then = end_of(on, now)
     if q.strip():
-        recall = house.hippocampus.recall(person.id, q, BEST, now)
-        return HTMLResponse(found(recall, q, now))
-    _, roles, filters, _ = SHELVES[state]
-    page = house.hippocampus.catalogue.list(person.id, now, AT_ONCE, before, roles=roles, **filters)
-    return HTMLResponse(listing(page, state, now, first=before is None))
+        recall = house.hippocampus.recall(person.id, q, BEST, now, then)
+        return HTMLResponse(found(recall, q, now, on))
+    _, roles, filters, _ = SHELVES["now" if on else state]
+    page = house.hippocampus.catalogue.list(
+        person.id, now, AT_ONCE, before, roles=roles, as_of=then, **filters
+    )
+    return HTMLResponse(listing(page, state, now, before is None, on))
 
 
 @memories_page.get("/carry")
@@ -121,6 +145,16 @@ def export(house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, forma
         iter(lambda: file.read(1 << 16), b""), media_type=kind, background=BackgroundTask(file.close),
         headers={"Content-Disposition": f'attachment; filename="{called}"', "Content-Length": str(size)},
     )  # fmt: skip
+
+
+@memories_page.get("/conversation")
+def conversation(
+    house: HouseHere, person: PersonInside, id: Annotated[str, Query(max_length=128)] = ""
+) -> Response:
+    """Ask before a conversation is deleted, and say what goes with it."""
+    gone = house.hippocampus.forgetting.outlook_conversation(person.id, id)
+    title = house.hippocampus.catalogue.title(person.id, id)
+    return HTMLResponse(leaving(id, title, gone))
 
 
 @memories_page.get("/{id}")
@@ -181,6 +215,12 @@ def delete_all(house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, c
         raise BadInput(f"Nothing was deleted. Type everything to confirm, not {confirm.strip()[:40]!r}.")
     arrivals.check(person.id)
     return Done(said=gone_words(house.hippocampus.forgetting.everything(person.id)), place="memories")
+
+
+@changes.post("/conversation/delete")
+def delete_conversation(house: HouseHere, person: PersonInside, id: Field = "") -> Done:
+    """Delete a conversation, with all that is remembered of it."""
+    return Done(said=gone_words(house.hippocampus.forgetting.conversation(person.id, id)), place="memories")
 
 
 @changes.post("/{id}/correct")

@@ -86,6 +86,13 @@ def told(done: dict) -> list[str]:
         )
         for line in lines
     ]
+    if done["read"]:
+        read = f"{done['read']:,} turn{'s were' if done['read'] > 1 else ' was'} read for facts"
+        kept = f"{done['facts']:,} remembered, {done['dropped']:,} dropped: the turn does not say so"
+        odd = f", {done['unreadable']:,} answers were not what was asked for" if done["unreadable"] else ""
+        lines.append(f"{read}: {kept}{odd}")
+    if done["problem"]:
+        return [*lines, f"{done['problem']} The rest is done. {done['seconds']:,.1f} s"]
     end = "Stopped before the end. Start it again to go on." if not done["finished"] else "All is in order."
     return [*lines, f"{end} {done['seconds']:,.1f} s"]
 
@@ -96,7 +103,10 @@ def consolidate(
     items: Annotated[int | None, typer.Option(min=1, help="At most so many memories.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put memories in order: forget what expired, merge what was said twice, encode anew. Ctrl-C stops it."""
+    """Put memories in order: forget what expired, merge what was said twice, encode anew. Ctrl-C stops it.
+
+    With MONGARS_FACTS_MODEL, also draw facts from what was typed.
+    """
     from mongars.base.tables import now_utc
     from mongars.serving.wiring import open_memory
 
@@ -117,3 +127,5 @@ def consolidate(
     else:
         for line in told(done):
             say(line)
+    if done["problem"]:
+        raise typer.Exit(1)

@@ -35,6 +35,7 @@ class MemoryShape(BaseModel):
     reasons: dict[str, float] = Field(default={}, description="the parts of the score")
     turn_id: str | None = Field(default=None, description="the turn in which it was said")
     conversation_id: str | None = None
+    origin: str = Field(default="typed", description="typed, imported, extracted (by a model) or web")
 
 
 class UsageShape(BaseModel):
@@ -58,6 +59,7 @@ def memory_shape(memory: Memory) -> MemoryShape:
     return MemoryShape(
         id=memory.id, text=memory.text, said_at=memory.said_at, speaker=memory.speaker, score=memory.score,
         reasons=memory.reasons, turn_id=memory.turn_id, conversation_id=memory.conversation_id,
+        origin=memory.origin,
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'SHOWN_TURNS', 'SHOWN_CONVERSATIONS', 'CODE', 'WHERE', 'NOT_REMEMBERED', 'View', 'look', 'look_for',
            'is_paused', 'talk', 'literally', 'harmless', 'bubbles', 'plain', 'day', 'recalled', 'memories_panel',
-           'where', 'alike', 'titles', 'pause_notice', 'tokens', 'status']
+           'drawn', 'where', 'alike', 'titles', 'pause_notice', 'conversation_place', 'way_out', 'signed_in', 'tokens',
+           'status']
 
 # %% ../../nbs/serving/09_view.ipynb #cac60496
 import asyncio
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from html import escape
+from urllib.parse import urlencode
 
 from ..base.errors import BadInput, MongarsError, NotFound
 from ..base.tables import Conversation, now_utc
@@ -25,6 +27,7 @@ from ..memory.hippocampus import Memory
 from ..memory.ratings import Verdict
 from ..mind.cortex import Answered, Ask, Said, Started
 from .api import sampling_of
+from .doors import template
 from .opinion import better
 from .reasons import why
 from .wiring import House
@@ -213,11 +216,16 @@ def memories_panel(view: View, now: datetime) -> str:
     return about + "".join(
         f'<article><blockquote><a href="#{where(m)}" title="{WHERE[bool(m.turn_id)]}">{plain(m.text)}</a></blockquote>'
         f'<p class="by"><b>{plain(m.speaker)}</b> · '
-        f'<time datetime="{m.said_at.isoformat()}">{day(m.said_at, now)}</time></p>'
+        f'<time datetime="{m.said_at.isoformat()}">{day(m.said_at, now)}</time>{drawn(m)}</p>'
         f'<p class="score"><meter min="0" max="1" value="{alike(m):.2f}" aria-label="likeness">'
         f"</meter> {alike(m):.2f} alike</p>{why(m.reasons)}</article>"
         for m in view.memories
     )
+
+
+def drawn(memory: Memory) -> str:
+    """That nobody typed a memory so, if a model drew it from what was said."""
+    return " · drawn from what was said, by a model" if memory.origin == "extracted" else ""
 
 
 WHERE = {True: "Open the conversation in which it was said", False: "Look at this memory"}
@@ -246,6 +254,27 @@ NOT_REMEMBERED = "Not remembered: no other conversation will recall what is said
 def pause_notice(paused: bool) -> str:
     """What stands over the box while a conversation is kept out of the memory, as HTML."""
     return f"<p>{NOT_REMEMBERED}</p>" if paused else ""
+
+
+def conversation_place(id: str) -> str:
+    """Where in the page a conversation is deleted."""
+    return f"memories/conversation?{urlencode({'id': id})}"
+
+
+def way_out(view: View) -> str:
+    """The link that leads to deleting the conversation in sight, as HTML; none while there is nothing of it yet."""
+    if not view.conversation_id or view.answering:
+        return ""
+    title = "With all that is remembered of it"
+    return (
+        f'<a href="#{conversation_place(view.conversation_id)}" title="{title}">Delete this conversation</a>'
+    )
+
+
+def signed_in(house: House, person_id: str) -> str:
+    """Who is signed in, and the way out, as HTML."""
+    person = house.accounts.get(person_id)
+    return template("who.html").substitute(name=plain(person.username), initial=plain(person.username[:1]))
 
 
 def tokens(count: int | None) -> str:

@@ -114,6 +114,7 @@ room.addEventListener("submit", async (event) => {
     if (!answer.ok) return tell("", await detail(answer));
     const { said, place } = await answer.json();
     changed = true;
+    if (/\/(delete|everything)$/.test(action)) document.dispatchEvent(new Event("memories-changed")); // gone from the chat beside it, too
     if (location.hash !== here) return; // went elsewhere meanwhile
     tell(said);
     if (place && `#${place}` !== here) {
