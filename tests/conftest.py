@@ -205,9 +205,9 @@ def make_app(tmp_path_factory, tiny_models):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def app(make_app):
-    """A client of one such application, shared; its house is `app.app.state.house`."""
+    """A client of one such application, shared in a file, as its limits are; its house is `app.app.state.house`."""
     with make_app() as client:
         yield client
 

@@ -13,13 +13,6 @@ ME = "/api/v1/user/me"
 PASSWORD = "correct horse"
 
 
-@pytest.fixture(scope="module")
-def app(make_app):
-    """An application of our own: afterwards it has seen more wrong passwords from this address than it stands."""
-    with make_app() as client:
-        yield client
-
-
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
