@@ -345,7 +345,8 @@ def test_what_was_learnt_from_what_is_taken_back_serves_no_more_whoever_is_kille
     bench.store.close()
 
 
-def test_a_map_whose_data_was_taken_back_during_the_night_is_not_applied(said, tmp_path):
+@pytest.mark.parametrize("pruned", [True, False])
+def test_a_map_whose_data_was_taken_back_during_the_night_is_not_applied(said, tmp_path, pruned):
     home = tmp_path / "home"
     shutil.copytree(said, home)
     bench = Bench(home, Store(f"sqlite:///{home}/mongars.sqlite3"), WordVectors())
@@ -359,8 +360,9 @@ def test_a_map_whose_data_was_taken_back_during_the_night_is_not_applied(said, t
     Consents(bench.store).set("ana", False, START)  # the one process, while the other learns
     settings = read_settings(_env_file=None, home=home)
     weights = (run.folder / "map" / "map.safetensors").read_bytes()
-    prune(bench.store, home)
-    (run.folder / "map" / "map.safetensors").write_bytes(weights)  # written after the pruning looked
+    if pruned:
+        prune(bench.store, home)
+        (run.folder / "map" / "map.safetensors").write_bytes(weights)  # written after the pruning looked
     with pytest.raises(Conflict, match="was taken back meanwhile"):
         let_serve(settings, bench.store, run, said_so, None, bench.encoder)
     assert serving(bench.store, "ana").id is None and not adapters(bench.store)

@@ -8,7 +8,7 @@ __all__ = ['STEPS', 'TRIES', 'heir', 'stop', 'copies', 'unlearn']
 # %% ../../nbs/growth/28_unlearning.ipynb #a98123fb
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ..base.errors import BadInput, Busy, Conflict
@@ -34,19 +34,19 @@ STEPS = ("stopped", "removed")
 TRIES = 5  # others may change what serves meanwhile
 
 
-def heir(store: Store, home: Path, adapter: Adapter, data: str) -> str | None:
-    """The id of the nearest before an adapter that can serve: whole, and not learnt from that snapshot."""
+def heir(store: Store, home: Path, adapter: Adapter, lost: Collection[str]) -> str | None:
+    """The id of the nearest before an adapter that can serve: whole, and not learnt from one of these snapshots."""
     for earlier in before(store, adapter):
         with contextlib.suppress(BadInput):
             if (
-                earlier.data_hash != data
+                earlier.data_hash not in lost
                 and read(place_of(home, earlier.id))[1].weights_sha256 == earlier.weights_sha256
             ):
                 return earlier.id
     return None
 
 
-def stop(store: Store, home: Path, person: str, data: str) -> list[str]:
+def stop(store: Store, home: Path, person: str, data: str, lost: Collection[str] = ()) -> list[str]:
     """Withdraw a person's adapters that were learnt from a snapshot; their ids. `Busy` when others keep interfering."""
     stopped: list[str] = []
     for _ in range(TRIES):
@@ -57,7 +57,7 @@ def stop(store: Store, home: Path, person: str, data: str) -> list[str]:
             with contextlib.suppress(Conflict):  # what serves has changed just now: look again
                 now = serving(store, person)
                 if now.id == row.id:
-                    swap(store, person, heir(store, home, row, data), row.id, QUERY_MAP, WITHDRAWN)
+                    swap(store, person, heir(store, home, row, {data, *lost}), row.id, QUERY_MAP, WITHDRAWN)
                 else:
                     moved(store, row.id, WITHDRAWN, (CANDIDATE, STAGED, RETIRED))
                 stopped.append(row.id)
@@ -78,19 +78,20 @@ def copies(home: Path, person: str, data: str) -> Iterator[Path]:
 
 
 def unlearn(
-    store: Store, home: Path, person: str, data: str, at: Callable[[str], None] = lambda step: None
-) -> list[str]:
+    store: Store, home: Path, person: str, data: str, at: Callable[[str], None] = lambda step: None,
+    lost: Collection[str] = (),
+) -> list[str]:  # fmt: skip
     """Let nothing that was learnt from a snapshot serve a person any more, and remove its weights; the ids of it.
 
+    Nor does what was learnt from the other snapshots that are `lost` with it take the place of what served.
     To be called again after a crash; `at` is told after each of `STEPS`.
     """
-    stopped = stop(store, home, person, data)
+    stopped = stop(store, home, person, data, lost)
     at("stopped")
     place = place_of(home, "any").parent
     for folder in copies(home, person, data):
+        (folder / WEIGHTS).unlink(missing_ok=True)  # before the card, by which the folder is known
         if folder.parent == place:
             shutil.rmtree(folder)
-        else:
-            (folder / WEIGHTS).unlink(missing_ok=True)
     at("removed")
     return stopped

@@ -84,7 +84,8 @@ def prune(
         for shard, reason in lost:
             close_for_replay(home, shard.parent.name, reason)
             at("closed")
-            unlearn(store, home, shard.stem, shard.parent.name, at)
+            also = {one.parent.name for one, _ in lost if one.stem == shard.stem}
+            unlearn(store, home, shard.stem, shard.parent.name, at, also)
             take_out(shard.parent, shard.stem)
             gone.append(shard)
     return gone

@@ -256,7 +256,11 @@ def days_of(dates: Collection[tuple[int, int, int]]) -> list[tuple[int, int]]:
             first = date(year, month or 1, day or 1)
         except ValueError:  # 31 June
             continue
-        following = date(year + 1, 1, 1) if not month else date(year + month // 12, month % 12 + 1, 1)
-        last = first if day else following - timedelta(days=1)
+        if day:
+            last = first
+        elif not month:
+            last = date(year, 12, 31)
+        else:
+            last = date(year, 12, 31) if month == 12 else date(year, month + 1, 1) - timedelta(days=1)
         spans.append((first.toordinal() - ORDINAL, last.toordinal() - ORDINAL))
     return spans

@@ -210,7 +210,7 @@ class Forgetting:
         """What `one` would remove; nothing is removed, and `wiped` says nothing."""
         with self.store.reading() as session:
             owned(session, person, id)
-            all_of_it = doomed(session, person, {id})
+            all_of_it = doomed(session, person, with_copies(session, {id}))
         counts = len(all_of_it.memories), len(all_of_it.exchanges), len(all_of_it.answers)
         return Forgotten(*counts, wiped=None)
 

@@ -136,7 +136,8 @@ class Postings:
         terms, rows = keys // many, (keys % many + first).astype(np.int32)
         times = np.minimum(times, 255).astype(np.uint8)
         begins = np.flatnonzero(np.diff(terms, prepend=-1))
-        for a, b in zip(begins.tolist(), [*begins[1:].tolist(), len(terms)], strict=True):
+        ends = np.append(begins, len(terms))[1:]
+        for a, b in zip(begins.tolist(), ends.tolist(), strict=True):
             self.rows[terms[a]].frombytes(rows[a:b].tobytes())
             self.counts[terms[a]].frombytes(times[a:b].tobytes())
             self.alive.values[terms[a]] += b - a

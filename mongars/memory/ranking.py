@@ -110,9 +110,9 @@ class WorkingSet(Entries):
             if k < 1 or not len(self):
                 return Ranking()
             allowed = self._allowed((as_of or now).timestamp(), without, besides, now.timestamp())
-            scored = self.score(question, vector, allowed, asker, days)
-            if not len(scored.rows):
+            if not allowed.any():
                 return Ranking()
+            scored = self.score(question, vector, allowed, asker, days)
             order = self._order(scored)
             made = self.signals(scored, among or k, order)
             sure = round(probability(made, self.fusion.confidence, self.fusion.crowded), 4)
@@ -235,7 +235,7 @@ class WorkingSet(Entries):
         if size > EXACT:
             seen.cosines[near] = self.vectors.cosines(vector, near)
         words = seen.matches.bm25 * seen.allowed
-        best = np.concatenate([near[highest(seen.cosines[near], BEST)], highest(words, BEST)])
+        best = np.concatenate([near[highest(seen.cosines[near] + 2, BEST)], highest(words, BEST)])
         chosen = np.zeros(size + 1, bool)  # the last is nobody's, as -1 is
         for some in (best, seen.before[best], seen.after[best]):
             chosen[some] = True
@@ -307,8 +307,10 @@ def as_sample(rows: np.ndarray, groups: Iterable[tuple[np.ndarray, float]]) -> S
 
 
 def highest(values: np.ndarray, n: int) -> np.ndarray:
-    """About `n` places with the highest values above 0, by a threshold that a sample gives."""
+    """About `n` places with the highest values above 0, by a threshold that a sample gives; of equal ones the later."""
+    if len(values) <= 2 * n:
+        return np.flatnonzero(values > 0)
     some = values[:: max(1, len(values) // 8192)]
     share = min(len(some) - 1, max(1, round(1.3 * n * len(some) / len(values))))
-    places = np.flatnonzero(values > max(0, np.partition(some, -share)[-share]))
-    return places if len(places) <= 2 * n else places[np.argpartition(values[places], -n)[-n:]]
+    places = np.flatnonzero(values >= max(1e-9, np.partition(some, -share)[-share]))
+    return places if len(places) <= 2 * n else places[np.argsort(values[places], kind="stable")[-n:]]

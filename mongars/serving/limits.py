@@ -75,8 +75,9 @@ def ask_to_end(process: subprocess.Popen, patience: float) -> None:
 
 def settle(run: Run, code: int, why: str | None) -> None:
     """Have the record say that a run failed that could not say so itself."""
-    if why is None and (code == INTERRUPTED or run.row()["status"] != "unfinished"):
-        return
+    status = run.row()["status"]
+    if status == "finished" or why is None and (code == INTERRUPTED or status != "unfinished"):
+        return  # it came to its end, if late
     ended = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
     why = why or f"Its process {ended} without a word: too little memory, or no room on the disk?"
     try:

@@ -47,10 +47,12 @@ def evolve(
 
 def rollback(user: Whose = "owner", as_json: AsJson = False) -> None:
     """Let what served somebody before serve them again."""
-    from mongars.growth import safe_apply
+    from mongars.growth import safe_apply, withdrawal
 
     accounts, settings = open_accounts(), read_settings()
-    back = safe_apply.rollback(accounts.store, settings.home, person_named(accounts, user).id)
+    person = person_named(accounts, user).id
+    withdrawal.prune(accounts.store, settings.home, person)  # what was taken back must not serve again
+    back = safe_apply.rollback(accounts.store, settings.home, person)
     serves = back.adapter and back.adapter.id
     if as_json:
         print(json.dumps({"adapter": serves, "generation": back.generation}))

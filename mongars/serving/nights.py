@@ -121,10 +121,14 @@ def let_serve(
 ) -> Applied:
     """Apply what a run was accepted for, if its folder still holds just that."""
     from mongars.growth.curation import alone
+    from mongars.growth.withdrawal import ground
 
     source, place = run.folder / said["adapter"], settings.home / "snapshots"
     with alone(place):  # while nobody takes anything back
-        if not (place / said["data_hash"] / f"{said['person']}.parquet").exists():
+        shard = place / said["data_hash"] / f"{said['person']}.parquet"
+        with store.reading() as session:  # what is taken back is not pruned at once
+            stands = shard.exists() and ground(session, said["person"]).lost(shard) is None
+        if not stands:
             raise Conflict(
                 f"Something that the run {run.id} learnt from was taken back meanwhile, so it does not serve. Run "
                 "`mongars evolve` again."
