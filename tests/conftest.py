@@ -17,6 +17,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 ROOT = Path(__file__).parent.parent
+# Where several processes run the tests, each has its share of the cores: threads that wait for each other's are slow.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 SERVE = """
 import os, sys, uvicorn
 from mongars.base.outbound import keep_quiet
@@ -72,7 +76,7 @@ class Server:
     def log(self) -> str:
         return (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
 
-    def start(self, patience: float = 240) -> "Server":
+    def start(self, patience: float = 120) -> "Server":
         """Start it, and wait until it is ready."""
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
@@ -243,3 +247,14 @@ def url(request, tmp_path) -> str:
     admin.dispose()
     head, _, tail = address.partition("?")
     return f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{tail}" if tail else "")
+
+
+@pytest.fixture
+def store(url):
+    """A store of each kind, up to date and empty."""
+    from mongars.base.store import Store
+
+    store = Store(url)
+    store.migrate()
+    yield store
+    store.close()

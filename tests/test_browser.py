@@ -29,7 +29,7 @@ from mongars.neurons.model_folder import fingerprint
 from mongars.serving.accounts import Accounts
 from mongars.serving.memories_page import changes, memories_page
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(240)
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 expect.set_options(timeout=20_000)  # a busy machine is no failure
@@ -293,8 +293,7 @@ def test_stop_keeps_what_was_said(page, server):
     page.keyboard.type("meanwhile")
     expect(page.locator("#said .bot.message")).to_contain_text("Stopped.")
     answered(page)
-    said = page.locator("#said .bot.message").inner_text()
-    assert len(said.removesuffix("Stopped.").rstrip()) < 400
+    assert len(page.locator("#said .bot.message").inner_text()) < 400
     expect(page.locator("#box textarea")).to_have_value("meanwhile")
 
 

@@ -28,14 +28,6 @@ DAY = timedelta(days=1)
 BEES = "I keep bees in Annecy"
 
 
-@pytest.fixture
-def store(url):
-    store = Store(url)
-    store.migrate()
-    yield store
-    store.close()
-
-
 def home(store: Store, encoder: str = "words/1", former=None, **reading) -> Hippocampus:
     read = Reading(language_of, named_days, asked_period=asked_period, **reading)
     return Hippocampus(store, Words(encoder), reading=read, former=former or (lambda fingerprint: None))

@@ -50,7 +50,7 @@ def ask_and_kill(server, client: httpx.Client, key: str, text: str, moment: str,
     return got
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(400)
 def test_no_acknowledged_turn_is_lost_and_none_is_doubled(make_server):
     server, dice = make_server(max_new_tokens=ANSWER_TOKENS).start(), random.Random(5)
     acknowledged, outcomes = {}, []

@@ -167,7 +167,7 @@ def answers(request, tmp_path_factory) -> list[dict]:
     return asyncio.run(run())
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_what_was_told_is_recalled(answers):
     assert all(row["recalled"][0] == row["told"] for row in answers)
 

@@ -63,7 +63,7 @@ def test_auto_takes_it_for_the_default_model_and_says_why():
     assert engines.choose(wish(engine="auto", name=None)).engine == "transformers"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(180)
 def test_the_reader_is_in_effect(llama, references):
     answers = [say(llama, item.messages()) for item in ITEMS[:3]]
     same = {

@@ -92,14 +92,6 @@ def clerk() -> Iterator[Clerk]:
 
 
 @pytest.fixture
-def store(url):
-    store = Store(url)
-    store.migrate()
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def here(tmp_path):
     store = Store(f"sqlite:///{tmp_path}/house.sqlite3")
     store.migrate()

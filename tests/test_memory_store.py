@@ -46,14 +46,6 @@ class Words:
         return [(a, min(a + size, len(said))) for a in range(0, max(1, len(said) - size // 2), size // 2)]
 
 
-@pytest.fixture
-def store(url):
-    store = Store(url)
-    store.migrate()
-    yield store
-    store.close()
-
-
 def person(store: Store, name: str) -> str:
     with store.writing() as session:
         made = Person(username=name, username_key=name.lower())

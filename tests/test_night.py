@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def home(tmp_path_factory) -> Iterator[Home]:
     folder = tmp_path_factory.mktemp("night") / "home"
     folder.mkdir()
     settings = read_settings(_env_file=None, home=folder)
-    rows = planted(things=6, sides=16, in_a_talk=3)
+    rows = planted(things=8, sides=16)
     store = Store(settings.store_url)
     store.migrate()
     memory, person = open_memory(settings, store), Accounts(store).owner().id
@@ -102,8 +103,8 @@ def home(tmp_path_factory) -> Iterator[Home]:
     store.close()
 
 
-SMALL = ["-p", "queries=15", "-p", "conversations=5", "-p", "scenes=30", "-p", "margin=0.2", "-p", "still=10"]
-SMALL += ["-p", "priority=0", "-p", "latency_ratio=2"]  # nothing is decided by how busy the machine is
+SMALL = ["-p", "queries=30", "-p", "conversations=6", "-p", "scenes=70", "-p", "margin=0.1", "-p", "still=20"]
+SMALL += ["-p", "priority=0", "-p", "latency_ratio=1.5"]
 
 
 def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home):
@@ -345,6 +346,22 @@ def test_what_was_learnt_from_what_is_taken_back_serves_no_more_whoever_is_kille
     bench.store.close()
 
 
+def test_a_yes_after_a_no_does_not_bring_back_what_was_taken_and_a_late_map_goes(said, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(said, home)
+    bench = Bench(home, Store(f"sqlite:///{home}/mongars.sqlite3"), WordVectors())
+    data = next((home / "snapshots").glob("*/snapshot.json")).parent.name
+    assert prune(bench.store, home) == []
+    consents, later = Consents(bench.store), datetime.now(UTC)
+    consents.set("ana", False, later)  # whoever should have pruned was killed
+    consents.set("ana", True, later + timedelta(seconds=1))
+    run = open_run(home, "self_training", {"snapshot": data})
+    assert [shard.stem for shard in prune(bench.store, home)] == ["ana"] and run.obstacle()
+    bench.candidate(run.id, data).rename(run.folder / "map")  # by a run that was at work meanwhile
+    assert prune(bench.store, home) == [] and not (run.folder / "map" / "map.safetensors").exists()
+    bench.store.close()
+
+
 @pytest.mark.parametrize("pruned", [True, False])
 def test_a_map_whose_data_was_taken_back_during_the_night_is_not_applied(said, tmp_path, pruned):
     home = tmp_path / "home"
@@ -366,6 +383,7 @@ def test_a_map_whose_data_was_taken_back_during_the_night_is_not_applied(said, t
     with pytest.raises(Conflict, match="was taken back meanwhile"):
         let_serve(settings, bench.store, run, said_so, None, bench.encoder)
     assert serving(bench.store, "ana").id is None and not adapters(bench.store)
+    assert not (run.folder / "map" / "map.safetensors").exists()
     bench.store.close()
 
 

@@ -53,7 +53,7 @@ def lab(tmp_path) -> Lab:
     return Lab(tmp_path / "home")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_the_same_seed_gives_the_same_adapter_also_when_it_was_killed(lab):
     whole = lab.run(*SMALL)
     process = lab.start(*SMALL)
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_adapter_also_when_it_was_killed(lab):
     assert other["result"]["weights_sha256"] != whole["result"]["weights_sha256"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
 def test_the_recipe_is_good_for_other_bases(lab, architecture):
     row = lab.run("-p", f"base=tiny-{architecture}", "-p", "scenes=6", "-p", "measured=1")
@@ -148,7 +148,7 @@ def test_merged_and_beside_the_weights_it_says_the_same(models):
         assert (logits["base"] - logits["merged"]).abs().max() > 1
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_it_reads_what_the_base_does_not(models):
     rows = {"one fact, English": 16, "near miss": 12, "newer wins": 12, "nothing there": 16}
     items = [item for row, n in rows.items() for item in examination(row, n, seed=7)]

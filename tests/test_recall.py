@@ -41,20 +41,20 @@ def by_words_alone(conversation: dict, monkeypatch) -> float:
         return found_among_ten(conversation)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("conversation", FRENCH, ids=lambda c: c["id"])
 def test_french_is_found_better_than_by_its_words_alone(conversation, monkeypatch):
     assert found_among_ten(conversation) > by_words_alone(conversation, monkeypatch) + 0.05
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_french_in_the_words_of_the_answer_is_found_no_worse_than_by_them(monkeypatch):
     """Nothing was fitted on these."""
     conversation = in_the_same_words(0, asked=40, beside=30)
     assert found_among_ten(conversation) >= by_words_alone(conversation, monkeypatch)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_the_multilingual_encoder_finds_french_in_other_words(monkeypatch):
     settings = read_settings(_env_file=None)
     folder = settings.models / "multilingual-e5-small"

@@ -43,7 +43,7 @@ def chat(ana, message: str, **more):
     return ana.post("/api/v1/conversation/chat", json={"message": message, **more})
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_a_model_server_answers_from_what_is_remembered_here(make_server, llama):
     server = make_server(model=llama.model, adapter=None, max_new_tokens=30).start()
     ana = server.person("Ana")
@@ -66,7 +66,7 @@ def test_a_model_server_answers_from_what_is_remembered_here(make_server, llama)
     )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_who_leaves_frees_the_place_of_the_model_server(make_server, llama):
     server = make_server(model=llama.model, max_new_tokens=600, answers_waiting=0).start()
     ana = server.person("Ana")
@@ -82,7 +82,7 @@ def test_who_leaves_frees_the_place_of_the_model_server(make_server, llama):
     assert ana.post("/v1/chat/completions", json=asked).status_code == 200
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_a_model_server_that_died_is_named_and_the_message_is_kept(make_server, llama):
     server = make_server(model=llama.model, max_new_tokens=5).start()
     ana = server.person("Ana")

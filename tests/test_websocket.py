@@ -332,7 +332,7 @@ def test_connections_that_come_and_go_leave_nothing_behind(app):
     assert grown - memory < 16e6, f"{(grown - memory) / 1e6:.1f} MB in {CYCLES} connections"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_bentoml_serves_it_and_a_killed_server_forgets_nothing(make_server):
     server = make_server(max_new_tokens=1200)
     uvicorn = server.command

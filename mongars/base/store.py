@@ -106,11 +106,13 @@ class Store:
                 _engines[url] = open_engine(url)
             self.engine = _engines[url]
         self._writer = self.engine.execution_options(write=True)
+        one_state = {"isolation_level": "REPEATABLE READ"} if self.engine.dialect.name == "postgresql" else {}
+        self._reader = self.engine.execution_options(**one_state)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the database and changes nothing."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager

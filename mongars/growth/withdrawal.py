@@ -13,12 +13,13 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from ..base.ledger import close_for_replay, read_json
+from ..base.ledger import close_for_replay, read_json, runs
 from ..base.store import Store
 from ..base.tables import Consent, Rating, Utterance
 from .curation import alone
 from .shards import references, take_out
 from .unlearning import unlearn
+from ..neurons.query_map import CARD, WEIGHTS
 
 # %% ../../nbs/growth/16_withdrawal.ipynb #52faf989
 WITHDRAWN = "a person took back their consent to learn from them"
@@ -30,6 +31,7 @@ class Ground:
     """What the shards of a person stand on."""
 
     agreed: bool
+    since: datetime | None  # they said so last
     said: frozenset[tuple[str, str]]  # exchange and role
     edits: dict[str, datetime]  # when, by exchange
 
@@ -41,6 +43,8 @@ class Ground:
         if facts is None:
             return FORGOTTEN  # nobody knows of what time it is
         made_at = datetime.fromisoformat(facts["made_at"])
+        if self.since is not None and made_at < self.since:
+            return WITHDRAWN  # and agreed again later
         for exchange, role, edited in references(shard):
             edited_at = self.edits.get(exchange)
             if (exchange, role) not in self.said or edited and (edited_at is None or edited_at > made_at):
@@ -55,7 +59,8 @@ def ground(session: Session, person: str) -> Ground:
     edits = select(Rating.exchange_id, Rating.edited_at).where(
         Rating.person_id == person, col(Rating.edited_at).is_not(None)
     )
-    return Ground(consent is not None and consent.training, frozenset(said), dict(session.exec(edits).all()))
+    agreed, since = (consent.training, consent.changed_at) if consent else (False, None)
+    return Ground(agreed, since, frozenset(said), dict(session.exec(edits).all()))
 
 
 def prune(
@@ -88,4 +93,8 @@ def prune(
             unlearn(store, home, shard.stem, shard.parent.name, at, also)
             take_out(shard.parent, shard.stem)
             gone.append(shard)
+        for run in runs(home):  # one may have been at work, and have written its map since
+            card = read_json(run.folder / "map" / CARD) if run.obstacle() else None
+            if card and not (place / card["data_hash"] / f"{card['owner']}.parquet").exists():
+                (run.folder / "map" / WEIGHTS).unlink(missing_ok=True)
     return gone

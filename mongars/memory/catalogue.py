@@ -166,7 +166,11 @@ class Catalogue:
                 todo += [
                     other for other in session.exec(select(Remembered).where(near)) if other.id not in family
                 ]
-            rows = [row for row in family.values() if row.repeats not in family or row.id == id]
+            drawn = select(Provenance.memory_id).where(
+                col(Provenance.memory_id).in_(family), col(Provenance.source_id).in_(family)
+            )
+            beside = {row.id for row in family.values() if row.repeats in family} | set(session.exec(drawn))
+            rows = [row for row in family.values() if row.id not in beside or row.id == id]
             rows.sort(key=lambda row: (row.valid_from, row.said_at, row.id))
             return with_repeats(session, [memory_of(row) for row in rows])
 

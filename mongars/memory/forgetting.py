@@ -8,6 +8,7 @@ __all__ = ['FORGOTTEN', 'BURY', 'BURY_ALL', 'Forgotten', 'Doomed', 'found', 'doo
 
 # %% ../../nbs/memory/22_forgetting.ipynb #9ff6d202
 from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -294,6 +295,7 @@ class Forgetting:
         counts = len(all_of_it.memories), len(all_of_it.exchanges), len(all_of_it.answers)
         words = all_of_it.words | {title_of(word) for word in all_of_it.words}
         forgotten = Forgotten(*counts, wiped=self.store.wipe(words) if words else True)
-        for person in people:
-            self.after(person)
+        with ExitStack() as left:  # all are called, even when one fails
+            for person in people:
+                left.callback(self.after, person)
         return forgotten

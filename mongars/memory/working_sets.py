@@ -115,18 +115,20 @@ class Copy:
 
     def _read(self, session: Session) -> int:
         whose = {"person": self.person, "after": self.generation, "roles": self.roles}
-        last = 0
+        last, renewed = 0, set()
         for rows in session.execute(
             SINCE if self.generation else CHANGED, whose | {"fingerprint": self.fingerprint}
         ).partitions():
             last = max(last, *(row.generation for row in rows))
-            self._take(rows)
+            self._take(rows, renewed)
         return last
 
-    def _take(self, rows: Sequence[Any]) -> None:
-        renewed = {r.id for r in rows if r.born <= self.generation and r.id in self.unread and r.vector}
-        if renewed:
-            self.entries.remove(renewed)
+    def _take(self, rows: Sequence[Any], renewed: set[str]) -> None:
+        """Take in some of what is new; of a memory with a new vector, `renewed` from then on, also later parts."""
+        fresh = {r.id for r in rows if r.born <= self.generation and r.id in self.unread and r.vector}
+        if fresh:
+            self.entries.remove(fresh)
+            renewed |= fresh
         for row in rows:
             self._bound(row)
             (self.unread.discard if row.vector else self.unread.add)(row.id)

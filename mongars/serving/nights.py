@@ -19,7 +19,7 @@ from ..base.store import Store
 from ..growth.evaluation import ACCEPTED, TOO_LITTLE
 from ..growth.lineage import serving
 from ..growth.safe_apply import Applied, apply, tidy
-from ..neurons.query_map import read
+from ..neurons.query_map import WEIGHTS, read
 from . import experiments
 
 # %% ../../nbs/serving/30_nights.ipynb #f5446b59
@@ -59,6 +59,7 @@ def evolve(
     `Conflict` while another night goes on; `MongarsError` when the run failed, and then nothing has changed.
     """
     from mongars.growth.curation import TooFew, snapshot
+    from mongars.growth.withdrawal import prune
 
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FileLock(settings.home / "night.lock")
@@ -69,6 +70,7 @@ def evolve(
     try:
         if left := tidy(store, settings.home):
             say(f"Removed {left} things that an interrupted night had left behind")
+        prune(store, settings.home, person)  # what was taken back while nobody could do it
         now = serving(store, person)
         try:
             taken = snapshot(store, settings.home, person=person)
@@ -129,6 +131,7 @@ def let_serve(
         with store.reading() as session:  # what is taken back is not pruned at once
             stands = shard.exists() and ground(session, said["person"]).lost(shard) is None
         if not stands:
+            (source / WEIGHTS).unlink(missing_ok=True)
             raise Conflict(
                 f"Something that the run {run.id} learnt from was taken back meanwhile, so it does not serve. Run "
                 "`mongars evolve` again."

@@ -32,7 +32,7 @@ def test_the_bento_requires_what_the_package_requires(source):
     assert sorted(packages) == sorted(wanted)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_the_bento_serves_its_own_copy(bento, make_server):
     package = bento / "src" / "mongars"
     assert (package / "migrations" / "script.py.mako").exists() and list(
