@@ -24,7 +24,7 @@ from mongars.memory.catalogue import Catalogue
 from mongars.memory.consent import Consents
 from mongars.memory.conversations import Conversations, Outcome
 from mongars.memory.ratings import Ratings
-from mongars.memory.records import ASSISTANT, Encoded, Told
+from mongars.memory.sayings import ASSISTANT, Encoded, Told
 from mongars.neurons.model_folder import fingerprint
 from mongars.serving.accounts import Accounts
 from mongars.serving.memories_page import changes, memories_page

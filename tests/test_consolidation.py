@@ -20,7 +20,8 @@ from mongars.memory.conversations import Conversations
 from mongars.memory.corrections import corrects
 from mongars.memory.dates import asked_period, named_days
 from mongars.memory.encoding import Reading
-from mongars.memory.hippocampus import Hippocampus, Told
+from mongars.memory.hippocampus import Hippocampus
+from mongars.memory.sayings import Told
 from mongars.memory.words import language_of
 from mongars.serving.carrying import conversations_of, memories_of
 

@@ -20,7 +20,8 @@ from mongars.base.tables import ReadTurn, Remembered
 from mongars.memory.corrections import corrects
 from mongars.memory.dates import named_days
 from mongars.memory.encoding import Reading
-from mongars.memory.hippocampus import Hippocampus, Told
+from mongars.memory.hippocampus import Hippocampus
+from mongars.memory.sayings import Told
 from mongars.memory.words import language_of
 from mongars.neurons.prompt import Memory as Shown
 from mongars.neurons.prompt import quoted

@@ -16,7 +16,7 @@ from mongars.memory.consent import Consents
 from mongars.memory.conversations import Conversations, Outcome
 from mongars.memory.forgetting import Forgetting
 from mongars.memory.ratings import Ratings
-from mongars.memory.records import ASSISTANT, Encoded, Told
+from mongars.memory.sayings import ASSISTANT, Encoded, Told
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, 123457, tzinfo=UTC)
 LEAST = {"train": 2, "gate": 1, "regression": 0}  # the one held out may be the one forgotten

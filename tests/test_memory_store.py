@@ -20,7 +20,8 @@ from mongars.base.store import Store
 from mongars.base.tables import Embedding, Exchange, Person, Remembered, Utterance
 from mongars.memory.conversations import Conversations, Outcome
 from mongars.memory.encoding import Reading
-from mongars.memory.hippocampus import Hippocampus, Told
+from mongars.memory.hippocampus import Hippocampus
+from mongars.memory.sayings import Told
 
 NOON = datetime(2026, 5, 12, 12, tzinfo=UTC)
 LATER = NOON + timedelta(days=1)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..memory.records import asks_only
+from ..memory.memories import asks_only
 from ..memory.words import language_of, terms
 
 # %% ../../nbs/growth/22_pairs.ipynb #5c4fec3f

@@ -17,7 +17,7 @@ import numpy as np
 from ..base.tables import Consent, Rating
 from .shards import GATE, REGRESSION, TRAIN, Row
 from ..memory.conversations import Conversations, Outcome
-from ..memory.records import ASSISTANT, Encoded, Told
+from ..memory.sayings import ASSISTANT, Encoded, Told
 from ..memory.words import folded, words
 
 # %% ../../nbs/growth/21_planted.ipynb #f6a4b500

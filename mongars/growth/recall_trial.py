@@ -19,8 +19,8 @@ from .map_learning import FIRST, Lessons
 from .pairs import Pair, Turn, approved, mine, turns_of
 from .shards import Row
 from ..memory.entries import Entry
+from ..memory.memories import asks_only
 from ..memory.ranking import WorkingSet
-from ..memory.records import asks_only
 from ..neurons.query_map import QueryMap
 
 # %% ../../nbs/growth/24_recall_trial.ipynb #afb319bf

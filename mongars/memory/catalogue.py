@@ -16,19 +16,9 @@ from sqlmodel import Session, and_, col, or_, select, tuple_
 from ..base.errors import BadInput, Conflict
 from ..base.store import Store
 from ..base.tables import Conversation, Provenance, Remembered
-from mongars.memory.records import (
-    Encoded,
-    Memory,
-    chunks,
-    close,
-    group_of,
-    locked,
-    memory_of,
-    owned,
-    remember,
-    title_of,
-    with_repeats,
-)
+from .memories import Memory, chunks, memory_of, owned, with_repeats
+from .records import close, group_of, locked, remember
+from .sayings import Encoded, title_of
 
 # %% ../../nbs/memory/24_catalogue.ipynb #a2116baf
 STATES = ("now", "past", "all")

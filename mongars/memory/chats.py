@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from .intake import Clock, Report, kept_name, kept_text, moment_of, short_id
-from .records import Told
+from .sayings import Told
 
 # %% ../../nbs/memory/27_chats.ipynb #273b04d8
 def branch(parents: dict[str, Any], current: Any, newest: Callable[[str], float]) -> tuple[list[str], bool]:

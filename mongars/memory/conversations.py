@@ -25,7 +25,9 @@ from mongars.base.tables import (
     Utterance,
 )
 from .forgetting import FORGOTTEN, Doomed, remove
-from .records import ASSISTANT, Encoded, Memory, Told, locked, memory_of, remember, title_of
+from .memories import Memory, memory_of
+from .records import locked, remember
+from .sayings import ASSISTANT, Encoded, Told, title_of
 
 # %% ../../nbs/memory/01_conversations.ipynb #ad5925a6
 @dataclass(frozen=True)

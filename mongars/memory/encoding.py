@@ -21,7 +21,7 @@ from ..base.errors import NotFound
 from ..base.store import Store
 from ..base.tables import MemoryCounter, Person, Remembered
 from .entries import Entry
-from .records import ASSISTANT, Encoded, Told, check_told
+from .sayings import ASSISTANT, Encoded, Told, check_told
 from ..neurons.embedder import Embedder
 
 # %% ../../nbs/memory/23_encoding.ipynb #7561e531

@@ -16,7 +16,8 @@ from ..base.store import Store
 from ..base.tables import ReadTurn, Remembered
 from .encoding import Encoding
 from .grounding import objection
-from .records import Told, locked, remember
+from .records import locked, remember
+from .sayings import Told
 from ..neurons.generation import Finish, Sampling
 from ..neurons.prompt import Message
 

@@ -29,8 +29,10 @@ from mongars.base.tables import (
     Utterance,
 )
 from .catalogue import IMPORTED, imported_name
-from .records import chunks, locked, owned, title_of
+from .memories import chunks, owned
+from .records import locked
 from .repeats import hand_over, heirs, with_copies
+from .sayings import title_of
 
 # %% ../../nbs/memory/22_forgetting.ipynb #44ace0c1
 FORGOTTEN = "forgotten"  # how an answer ended whose memory was deleted

@@ -25,29 +25,14 @@ from .encoding import Encoding, Reading
 from .entries import Entry
 from .extraction import Extraction, Model
 from .forgetting import Forgetting, found
+from .memories import ROWS, Memory, asks_only, chunks, days_of, memory_of, with_repeats
 from .query_maps import Mapped, QueryMaps
 from .ranking import Ranking
-from mongars.memory.records import (  # noqa: F401  (others look for some of them here)
-    ASSISTANT,
-    LONGEST_TEXT,
-    ROWS,
-    Encoded,
-    Memory,
-    Told,
-    asks_only,
-    check_text,
-    check_told,
-    chunks,
-    known,
-    locked,
-    memory_of,
-    remember,
-    vector_rows,
-    with_repeats,
-)
+from .records import known, remember
 from .reencoding import encode_some, swap, sweep, unread
 from .repeats import groups
-from .working_sets import Copy, WorkingSets, days_of
+from .sayings import Encoded, Told, check_told
+from .working_sets import Copy, WorkingSets
 from ..neurons.embedder import Embedder
 
 # %% ../../nbs/memory/00_hippocampus.ipynb #fba789f6

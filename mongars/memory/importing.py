@@ -25,7 +25,7 @@ from mongars.memory.exporting import (
     markdown_export,
 )
 from .intake import Report
-from .records import Told
+from .sayings import Told
 from .transfer import told_in
 
 # %% ../../nbs/memory/30_importing.ipynb #bdf0ef8c

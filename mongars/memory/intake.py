@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .records import LONGEST_TEXT
+from .sayings import LONGEST_TEXT
 
 # %% ../../nbs/memory/26_intake.ipynb #48f7b004
 @dataclass

@@ -17,7 +17,9 @@ from ..base.errors import BadInput, Conflict, NotFound
 from ..base.store import Store
 from ..base.tables import Exchange, Rating, Utterance
 from .conversations import place_of
-from .records import check_text, chunks, locked
+from .memories import chunks
+from .records import locked
+from .sayings import check_text
 
 # %% ../../nbs/memory/32_ratings.ipynb #a7cd33f1
 BAD, NEITHER, GOOD = SCORES = (-1, 0, 1)

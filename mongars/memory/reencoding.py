@@ -14,7 +14,9 @@ from sqlmodel import Session, col, exists, select
 from ..base.store import Store
 from ..base.tables import Embedding, MemoryCounter, Remembered
 from .encoding import Encoding
-from .records import Encoded, Told, chunks, locked, vector_rows
+from .memories import chunks
+from .records import locked, vector_rows
+from .sayings import Encoded, Told
 
 # %% ../../nbs/memory/18_reencoding.ipynb #f162fa49
 AT_ONCE, LISTED, SWEPT_AT_ONCE = 32, 20_000, 500

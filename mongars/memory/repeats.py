@@ -21,7 +21,8 @@ from sqlmodel import Session, and_, col, func, or_, select
 from ..base.store import Store
 from ..base.tables import MemoryCounter, Remembered
 from .gist import gist, names_agree
-from .records import chunks, gather, locked
+from .memories import chunks
+from .records import gather, locked
 
 # %% ../../nbs/memory/17_repeats.ipynb #1c4bc269
 GISTS_AT_ONCE, MERGES_AT_ONCE = 200, 20

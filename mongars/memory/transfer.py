@@ -27,7 +27,7 @@ from mongars.memory.exporting import (
 )
 from .intake import Clock, Report, is_text, kept_name, kept_text, short_id
 from .long_json import LONGEST_ITEM, LongText, Part, decode, parts
-from .records import Told
+from .sayings import Told
 
 # %% ../../nbs/memory/29_transfer.ipynb #a3a2853e
 NOT_JSON, NO_TEXT_FIELD = "line that is not JSON", 'line without "text"'

@@ -20,8 +20,8 @@ from sqlmodel import Session, and_, col, func
 from ..base.store import Store
 from ..base.tables import Embedding, MemoryCounter, Remembered, Tombstone
 from .entries import Entry
+from .memories import days_of
 from .ranking import WorkingSet
-from .records import days_of
 
 # %% ../../nbs/memory/21_working_sets.ipynb #ae34568f
 AT_ONCE = 2000  # rows read at a time

@@ -17,8 +17,9 @@ from datetime import datetime
 from ..base.errors import BadInput, Conflict, NotReady
 from ..base.tables import now_utc
 from ..memory.conversations import Conversations, Outcome, Turn
-from ..memory.hippocampus import Hippocampus, Memory, Told, check_text
-from ..memory.records import Encoded
+from ..memory.hippocampus import Hippocampus
+from ..memory.memories import Memory
+from ..memory.sayings import Encoded, Told, check_text
 from .bouche import Bouche, Sentence
 from ..neurons.generation import Finish, Sampling
 from ..neurons.language_model import LanguageModel, Place

@@ -20,7 +20,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from ..base.errors import BadInput
 from ..base.tables import Conversation, now_utc
 from ..memory.forgetting import Forgotten
-from ..memory.hippocampus import Memory
+from ..memory.memories import Memory
 from .api import HouseHere, PersonHere, Strict
 from .stream import MemoryShape, memory_shape
 

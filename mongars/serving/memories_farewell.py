@@ -10,7 +10,7 @@ from datetime import datetime
 from html import escape
 
 from ..memory.forgetting import Forgotten
-from ..memory.hippocampus import Memory
+from ..memory.memories import Memory
 from .doors import template
 from .memories_view import byline, framed
 from .view import conversation_place, plain

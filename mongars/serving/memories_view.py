@@ -12,9 +12,10 @@ from html import escape
 from urllib.parse import urlencode
 
 from ..memory.catalogue import Page
-from ..memory.hippocampus import Memory, Recall
+from ..memory.hippocampus import Recall
 from ..memory.importing import summary
-from ..memory.records import LONGEST_TEXT
+from ..memory.memories import Memory
+from ..memory.sayings import LONGEST_TEXT
 from .arrivals import Arrival
 from .doors import template, told
 from .reasons import likely, why

@@ -14,7 +14,7 @@ from ..base.errors import BadInput, NotFound
 from ..memory.consent import Agreed
 from ..memory.conversations import Turn
 from ..memory.ratings import BAD, GOOD, NEITHER, Ratings, Verdict
-from ..memory.records import title_of
+from ..memory.sayings import title_of
 
 # %% ../../nbs/serving/27_opinion.ipynb #fd3ffe83
 THUMBS = {GOOD: "Like", BAD: "Dislike"}  # as Gradio names them

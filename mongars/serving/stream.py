@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from ..base.errors import MongarsError
 from ..memory.conversations import Turn
-from ..memory.hippocampus import Memory
+from ..memory.memories import Memory
 from ..mind.bouche import Sentence
 from ..mind.cortex import Answered, Event, Said, Started
 

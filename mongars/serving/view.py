@@ -23,7 +23,7 @@ from ..base.errors import BadInput, MongarsError, NotFound
 from ..base.tables import Conversation, now_utc
 from ..memory.conversations import Turn, title_of
 from ..memory.forgetting import FORGOTTEN
-from ..memory.hippocampus import Memory
+from ..memory.memories import Memory
 from ..memory.ratings import Verdict
 from ..mind.cortex import Answered, Ask, Said, Started
 from .api import sampling_of
