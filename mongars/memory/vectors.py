@@ -59,13 +59,15 @@ class Vectors:
     def cosines(self, question: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """The cosines of all rows, or these, with a unit vector; (rows,) float32, to within some .002."""
         scale = max(float(np.abs(question).max()), 1e-6) / 127
-        code = np.rint(question / scale).astype(np.int8)[None]
+        whole = np.rint(question / scale)
+        asked = np.stack([whole, np.rint((question / scale - whole) * 254)]).astype(np.int8)
         codes = self.codes.values if rows is None else self.codes.values[rows]
         scales = self.scales.values if rows is None else self.scales.values[rows]
         found = np.empty(len(codes), np.float32)
 
         def scan(part: slice) -> None:
-            found[part] = np.asarray(numkong.cdist(code, codes[part], metric="dot"))[0]
+            whole, rest = np.asarray(numkong.cdist(asked, codes[part], metric="dot"))
+            found[part] = whole + rest / np.float32(254)  # the question is not rounded, only what is held
 
         in_parts(scan, len(codes))
         found *= scales * np.float32(scale)
