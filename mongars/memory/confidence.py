@@ -47,15 +47,15 @@ def signals(
     before, after = seen.before[top], seen.after[top]
     around = words.held[top] | beside(words.held, before) | beside(words.held, after)
     weight = np.exp(np.minimum(scores.astype(float), 50))
-    closest = np.sort(cosines)[-TOP:]
+    closest = np.partition(cosines, max(0, len(cosines) - TOP))[-TOP:]
     replies = np.maximum(beside(seen.cosines, before), 0) * (beside(seen.marks, before) & ASKS > 0)
     alike = (vectors[1:] @ vectors[0]).mean() - usual if len(vectors) > 1 else 0.0
     values = {
         "lead": math.log(weight[best[0]] / (weight.sum() + rest + USUAL_MASS)),
         "window": words.covered(around).max(),
-        "gap": closest[-1] - closest[0],
+        "gap": closest.max() - closest.min(),
         "answers": replies.max(),
-        "adjacent": float(np.isin(top[1:6], [row for row in (before[0], after[0]) if row >= 0]).any()),
+        "adjacent": float(any(row in (before[0], after[0]) for row in top[1:6].tolist())),
         "agreement": float(cosines.argmax() == best[0]),
         "sittings": len(np.unique(seen.sitting[top])) / TOP,
         "cohesion": alike,

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ASKS', 'TIME', 'NUMBER', 'NAME', 'SELF', 'OTHER', 'TIMES', 'NUMBERS', 'NAMES', 'SELVES', 'OTHERS', 'ASIDE',
-           'SENTENCE', 'MAY_BE_WORDS', 'WHEN', 'HOW_MANY', 'WHO', 'MONTH_NUMBER', 'MONTH', 'DATES', 'FEATURES', 'USUAL',
-           'WEIGHT_OF_USUAL', 'ORDINAL', 'BESIDE', 'marks', 'asking', 'Question', 'named', 'dates_in', 'read_question',
-           'Sample', 'deviation', 'Seen', 'beside', 'table', 'days_of']
+           'SENTENCE', 'MAY_BE_WORDS', 'WHEN', 'HOW_MANY', 'WHO', 'MONTH_NUMBER', 'MONTH', 'DATES', 'FEATURES', 'DENSE',
+           'BM25', 'COVER', 'USUAL', 'AT', 'WEIGHT_OF_USUAL', 'ORDINAL', 'BESIDE', 'marks', 'asking', 'Question',
+           'named', 'dates_in', 'read_question', 'Sample', 'deviations', 'Seen', 'beside', 'table', 'days_of']
 
 # %% ../../nbs/memory/12_features.ipynb #ec6dcf7c
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -130,9 +130,12 @@ FEATURES = (
     "sitting_cover", "speaker", "days", "length", "asks", "ends_asking", "answers", "tells_self", "addresses",
     "time", "number", "name", "own", "asker", "fact", "note",
 )  # fmt: skip
-USUAL = {"dense": (0.12, 0.12), "bm25": (0.4, 1.2), "cover": (0.04, 0.12), "length": (2.2, 0.8)} | {
-    "sitting": (1.5, 1.5), "sitting_cover": (0.3, 0.2)
+DENSE, BM25, COVER = (0.12, 0.12), (0.4, 1.2), (0.04, 0.12)
+USUAL = {  # means and deviations of those that are told as deviations
+    "dense": DENSE, "dense_window": DENSE, "bm25": BM25, "bm25_window": BM25, "bm25_wide": BM25, "cover": COVER,
+    "cover_window": COVER, "length": (2.2, 0.8), "sitting": (1.5, 1.5), "sitting_cover": (0.3, 0.2),
 }  # fmt: skip
+AT = {name: n for n, name in enumerate(FEATURES)}
 WEIGHT_OF_USUAL = 8  # memories
 ORDINAL = date(1970, 1, 1).toordinal()
 
@@ -146,13 +149,16 @@ class Sample:
     whole: "Sample | None" = None  # those of which the whole sitting is looked at; none: of all
 
 
-def deviation(values: np.ndarray, sample: Sample, usual: tuple[float, float]) -> np.ndarray:
-    """Values as deviations from the mean that a sample tells, drawn towards the usual mean and deviation."""
-    some, (mean, spread) = values[sample.places], usual
+def deviations(values: np.ndarray, sample: Sample, usual: np.ndarray) -> np.ndarray:
+    """Values, (m, rows), as deviations from the means that a sample tells, drawn towards usual ones.
+
+    `usual` has the usual mean and deviation of each, (m, 2).
+    """
+    some, (mean, spread) = values[:, sample.places], usual.T
     whole = float(sample.weights.sum()) + WEIGHT_OF_USUAL
-    centre = (float(sample.weights @ some) + WEIGHT_OF_USUAL * mean) / whole
-    squares = float(sample.weights @ (some - centre) ** 2) + WEIGHT_OF_USUAL * spread**2
-    return (values - np.float32(centre)) * np.float32((whole / squares) ** 0.5)
+    centre = (some @ sample.weights + WEIGHT_OF_USUAL * mean) / whole
+    squares = (some - centre[:, None]) ** 2 @ sample.weights + WEIGHT_OF_USUAL * spread**2
+    return (values - centre[:, None]) * np.sqrt(whole / squares)[:, None]
 
 
 @dataclass(frozen=True)
@@ -193,12 +199,13 @@ def table(
         other = np.where(at >= 0, column[at], -1)
         return np.where((other >= 0) & seen.allowed[other], other, -1)
 
-    def z(name: str, values: np.ndarray) -> np.ndarray:
-        some = sample.whole if name.startswith("sitting") else None
-        return deviation(values, some or sample, USUAL[name])
+    made = np.zeros((len(FEATURES), len(rows)), np.float32)
+
+    def as_deviations(names: Sequence[str], some: Sample) -> None:
+        at = [AT[name] for name in names]
+        made[at] = deviations(made[at], some, np.array([USUAL[name] for name in names], np.float32))
 
     words, cosines, bm25 = seen.matches, seen.cosines, seen.matches.bm25
-    nowhere = np.zeros(len(rows), bool)
     before, after = step(seen.before, rows), step(seen.after, rows)
     before2, after2 = step(seen.before, before), step(seen.after, after)
     before3, after3 = step(seen.before, before2), step(seen.after, after2)
@@ -211,18 +218,18 @@ def table(
     wide = beside(bm25, before2) + 0.7 * beside(bm25, after2)
     wide += 0.6 * beside(bm25, before3) + 0.4 * beside(bm25, after3)
     columns = {
-        "dense": z("dense", cosines[rows]),
-        "dense_window": z("dense", window * seen.shrink[rows]),
-        "bm25": z("bm25", bm25[rows]),
-        "bm25_window": z("bm25", bm25[rows] + 0.6 * beside(bm25, before) + 0.3 * beside(bm25, after)),
-        "bm25_wide": z("bm25", wide),
-        "cover": z("cover", words.covered(held)),
-        "cover_window": z("cover", words.covered(around)),
-        "pair": nowhere if pairs is None else pairs,
-        "sitting_cover": z("sitting_cover", words.covered(whole)[sitting]),
-        "speaker": np.isin(seen.speakers[rows], list(named_speakers)) if named_speakers else nowhere,
+        "dense": cosines[rows],
+        "dense_window": window * seen.shrink[rows],
+        "bm25": bm25[rows],
+        "bm25_window": bm25[rows] + 0.6 * beside(bm25, before) + 0.3 * beside(bm25, after),
+        "bm25_wide": wide,
+        "cover": words.covered(held),
+        "cover_window": words.covered(around),
+        "pair": 0 if pairs is None else pairs,
+        "sitting_cover": words.covered(whole)[sitting],
+        "speaker": np.isin(seen.speakers[rows], list(named_speakers)) if named_speakers else 0,
         "days": seen.days[rows],
-        "length": z("length", np.log1p(seen.lengths[rows])),
+        "length": np.log1p(seen.lengths[rows]),
         "asks": seen.asking[rows],
         "ends_asking": marked & ASKS > 0,
         "answers": np.maximum(beside(cosines, before), 0) * (beside(seen.marks, before) & ASKS > 0),
@@ -232,17 +239,19 @@ def table(
         "number": marked & asked.expects & NUMBER > 0,
         "name": marked & asked.expects & NAME > 0,
         "own": seen.own[rows],
-        "asker": seen.speakers[rows] == asker if asked.about_self and asker is not None else nowhere,
+        "asker": seen.speakers[rows] == asker if asked.about_self and asker is not None else 0,
         "fact": seen.kinds[rows] == 1,
         "note": seen.kinds[rows] == 2,
     }
-    base = columns["dense"] + 0.5 * columns["bm25"] + 0.5 * columns["cover"]
+    for name, values in columns.items():
+        made[AT[name]] = values
+    as_deviations([name for name in USUAL if not name.startswith("sitting")], sample)
+    as_deviations(["sitting_cover"], sample.whole or sample)
     best = np.full(len(whole), -9, np.float32)
+    base = made[AT["dense"]] + 0.5 * made[AT["bm25"]] + 0.5 * made[AT["cover"]]
     np.maximum.at(best, sitting, base)
-    columns["sitting"] = z("sitting", best[sitting])
-    made = np.empty((len(FEATURES), len(rows)), np.float32)
-    for n, name in enumerate(FEATURES):
-        made[n] = columns[name]
+    made[AT["sitting"]] = best[sitting]
+    as_deviations(["sitting"], sample.whole or sample)
     return made.T
 
 

@@ -64,7 +64,7 @@ def stripped(text: str, names: Collection[str]) -> str:
     return left if re.search(r"\w", left) else text
 
 # %% ../../nbs/memory/14_ranking.ipynb #e6849974
-LEAD = 1024  # of which equal ones are told apart by their age
+LEAD = 256  # of which equal ones are told apart by their age
 
 
 class WorkingSet(Entries):
