@@ -1,7 +1,10 @@
 """The official `openai` client against a server process, with each engine."""
 
+import typing
+
 import numpy as np
 import openai
+import pydantic
 import pytest
 
 
@@ -53,6 +56,40 @@ def test_a_seed_repeats_and_a_stop_string_stops(client):
     assert said(seed=4, stop=[stop]) == first[: first.index(stop)]
 
 
+class Hive(pydantic.BaseModel):
+    bees: int = pydantic.Field(ge=0, le=99)
+    sort: typing.Literal["wild", "kept"]
+
+
+def test_an_answer_has_the_form_that_was_asked_for(client):
+    messages = [{"role": "user", "content": "How many bees?"}]
+    for options in ({}, {"temperature": 1.5, "seed": 3}):
+        made = client.chat.completions.parse(
+            model="tiny-chat", messages=messages, response_format=Hive, **options
+        )
+        assert 0 <= made.choices[0].message.parsed.bees <= 99 and made.choices[0].finish_reason == "stop"
+    chunks = ask(client, "Any object", response_format={"type": "json_object"}, max_tokens=7, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks).startswith("{")
+
+
+def test_how_likely_each_token_was(client):
+    options = {"max_tokens": 12, "logprobs": True, "top_logprobs": 2}
+    whole = ask(client, "What do bees do?", **options).choices[0]
+    tokens = whole.logprobs.content
+    assert (
+        b"".join(bytes(token.bytes) for token in tokens).decode() == whole.message.content
+        and len(tokens) == 12
+    )
+    for token in tokens:
+        assert token.logprob < 0 and len(token.top_logprobs) == 2
+        assert token.logprob <= token.top_logprobs[0].logprob
+    chunks = [chunk.choices[0] for chunk in ask(client, "What do bees do?", **options, stream=True)]
+    streamed = [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.content]
+    assert [t.token for t in streamed] == [t.token for t in tokens]
+    assert np.allclose([t.logprob for t in streamed], [t.logprob for t in tokens], atol=0.02)
+    assert ask(client, "What do bees do?", max_tokens=5).choices[0].logprobs is None
+
+
 def test_what_is_resent_is_stored_once(client, server):
     first = ask(client, "I have a boat.", max_tokens=5).choices[0].message.content
     ask(client, "I have a boat.", first, "It is green.", max_tokens=5)
@@ -81,8 +118,17 @@ def test_mistakes_reach_the_client_as_its_own_errors(client, server):
         client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "Hi"}])
     with pytest.raises(openai.BadRequestError, match="not supported"):
         ask(client, "Hi", n=2)
-    with pytest.raises(openai.BadRequestError, match="not supported"):
-        ask(client, "Hi", response_format={"type": "json_object"})
+    unknown = {"type": "array", "uniqueItems": True}
+    with pytest.raises(openai.BadRequestError, match="uniqueItems"):
+        ask(
+            client,
+            "Hi",
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": unknown}},
+        )
+    with pytest.raises(openai.BadRequestError, match="logprobs=true"):
+        ask(client, "Hi", top_logprobs=3)
+    stored = server.person("Odile").get("/api/v1/conversation/history").json()["items"]
+    assert "Hi" not in [turn["message"] for turn in stored]
     with pytest.raises(openai.APIStatusError, match="room for"):
         ask(client, "long " * 3000)
     with pytest.raises(openai.AuthenticationError):

@@ -1,5 +1,6 @@
 """A real llama.cpp server writes the answers; memory, prompt and conversations stay here."""
 
+import json
 import re
 import subprocess
 import sys
@@ -57,6 +58,18 @@ def test_a_model_server_answers_from_what_is_remembered_here(make_server, llama)
     }).json()  # fmt: skip
     assert said["usage"]["completion_tokens"] == 5 == len(said["choices"][0]["message"]["content"])
     assert said["choices"][0]["finish_reason"] == "length" and said["usage"]["prompt_tokens"] > 100
+    form = {
+        "name": "bees",
+        "schema": {"type": "object", "properties": {"bees": {"enum": [3, 4]}}, "required": ["bees"]},
+    }
+    made = ana.post("/v1/chat/completions", json={
+        "model": ALIAS, "messages": [{"role": "user", "content": "How many?"}], "logprobs": True, "top_logprobs": 2,
+        "response_format": {"type": "json_schema", "json_schema": form}, "max_tokens": 60,
+    }).json()["choices"][0]  # fmt: skip
+    assert json.loads(made["message"]["content"])["bees"] in (3, 4)
+    tokens = made["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == made["message"]["content"]
+    assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 2 for token in tokens)
     doctor = server.mongars("doctor", "--json").stdout
     assert f"{ALIAS} on {llama.url}/v1, {WINDOW:,} tokens of context" in doctor
     # one token is about one byte for this model: what would not fit is refused here or by the server, in words

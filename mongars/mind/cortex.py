@@ -21,6 +21,7 @@ from ..memory.hippocampus import Hippocampus
 from ..memory.memories import Memory
 from ..memory.sayings import Encoded, Told, check_text
 from .bouche import Bouche, Sentence
+from ..neurons.form import Likely
 from ..neurons.generation import Finish, Sampling
 from ..neurons.language_model import LanguageModel, Place
 from ..neurons.prompt import Draft, Message, compose, fit
@@ -60,9 +61,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Said:
-    """A piece of the answer, as the model made it."""
+    """A piece of the answer, as the model made it, and how likely its tokens were if that was asked for."""
 
     text: str
+    tokens: tuple[Likely, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ class _Work:
                         finish = piece
                         continue
                     said.append(piece)
-                    self.events.put_nowait(Said(piece))
+                    self.events.put_nowait(Said(piece, getattr(piece, "tokens", ())))
                     for sentence in mouth.feed(piece):
                         self.events.put_nowait(sentence)
             for sentence in mouth.close():

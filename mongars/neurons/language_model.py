@@ -52,6 +52,10 @@ class LanguageModel:
         """How many tokens prompt and answer may have together. A server is asked for it once: blocks."""
         return self.engine.context_window
 
+    def accept(self, sampling: Sampling) -> None:
+        """`BadInput` says what of a wish the engine cannot fulfil. Blocks."""
+        self.engine.accept(sampling)
+
     def count(self, messages: Sequence[Message]) -> int:
         """How many tokens the messages are with the model's template around them, about so for a server's model.
 

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 import torch
 
 from ..base.errors import NotReady
-from .generation import Engine, Sampling, choose, dice
+from .generation import Chooser, Engine
 from .llama_library import Reader
 
 # %% ../../nbs/neurons/16_llama_engine.ipynb #761add22
@@ -78,15 +78,18 @@ class Job:
 
     prompt: list[int]
     limit: int  # tokens
-    sampling: Sampling
+    chooser: Chooser
     cancelled: Callable[[], bool]
     owner: str | None
-    generator: torch.Generator
     heard: SimpleQueue = field(default_factory=SimpleQueue)  # tokens, None, an error; DONE at the end
-    said: list[int] = field(default_factory=list)
     read: int = 0  # tokens of prompt and answer that the model has read
     sequence: int = -1
     left: bool = False  # nobody takes its tokens any more
+
+    @property
+    def said(self) -> list[int]:
+        """The tokens of the answer so far."""
+        return self.chooser.said
 
     @property
     def need(self) -> int:
@@ -129,8 +132,8 @@ class LlamaEngine(Engine):
         self._thread.join()
         self._reader.close()
 
-    def _tokens(self, prompt, limit, sampling, cancelled, owner) -> Iterator[int | None]:
-        job = Job(prompt, limit, sampling, cancelled, owner, dice(sampling))
+    def _tokens(self, prompt, limit, chooser, cancelled, owner) -> Iterator[int | None]:
+        job = Job(prompt, limit, chooser, cancelled, owner)
         with self._wake:
             if self._closed:
                 raise NotReady("The model is being closed. Try again in a moment.", retry_after=5)
@@ -195,8 +198,12 @@ class LlamaEngine(Engine):
         for job, tokens in parts:
             job.read += len(tokens)
         for job, row in zip(ready, scores, strict=True):
-            token = choose(torch.from_numpy(row), job.said, job.sampling, job.generator)
-            job.said.append(token)
+            try:
+                token = job.chooser.next(torch.from_numpy(row))
+            except Exception as error:  # of this answer's form: the others go on
+                job.heard.put(error)
+                self._end(job, keep=False)
+                continue
             job.heard.put(token)
             if token in self.ends or len(job.said) == job.limit:
                 self._end(job)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'REST_SECONDS', 'CHARACTERS_PER_TOKEN', 'TOKENS_AROUND', 'USUAL_WINDOW', 'Address', 'address', 'Breaker',
-           'RemoteEngine', 'unreachable', 'said_in', 'refusal']
+           'RemoteEngine', 'as_format', 'likely_of', 'unreachable', 'said_in', 'refusal']
 
 # %% ../../nbs/neurons/13_remote.ipynb #7230523b
 import ipaddress
@@ -20,6 +20,7 @@ import httpx
 from ..base.errors import BadInput, Busy, MongarsError, NotReady
 from ..base.outbound import client_for
 from ..base.settings import REMOTE
+from .form import ANY_OBJECT, Likely, Piece
 from .generation import Finish, Sampling
 from .prompt import Message
 
@@ -165,6 +166,14 @@ class RemoteEngine:
         """Let go of the connections."""
         self._http.close()
 
+    def accept(self, sampling: Sampling) -> None:
+        """`BadInput` says what of a wish cannot be passed on; what the server refuses, it says itself."""
+        if sampling.repetition_penalty != 1:
+            raise BadInput(
+                f"A model server has no repetition_penalty in this protocol (asked for {sampling.repetition_penalty}). "
+                "Leave it out, and set it on the server."
+            )
+
     def generate(
         self,
         messages: Sequence[Message],
@@ -176,11 +185,7 @@ class RemoteEngine:
 
         `NotReady` when the server fails, `Busy` when it is full, `BadInput` when it refuses.
         """
-        if sampling.repetition_penalty != 1:
-            raise BadInput(
-                f"A model server has no repetition_penalty in this protocol (asked for {sampling.repetition_penalty}). "
-                "Leave it out, and set it on the server."
-            )
+        self.accept(sampling)
         self.breaker.check(self.where.url)
         try:
             yield from self._stream(messages, sampling, cancelled)
@@ -210,6 +215,9 @@ class RemoteEngine:
         }  # fmt: skip
         wish |= {"stop": list(sampling.stop)} if sampling.stop else {}
         wish |= {"seed": sampling.seed} if sampling.seed is not None else {}
+        wish |= {"response_format": as_format(sampling.schema)} if sampling.schema is not None else {}
+        if sampling.logprobs is not None:
+            wish |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         reason, usage = None, {}
         with self._http.stream("POST", "chat/completions", json=wish) as response:
             if response.status_code != 200:
@@ -229,7 +237,7 @@ class RemoteEngine:
                 usage = chunk.get("usage") or usage
                 for choice in chunk.get("choices", []):
                     if piece := (choice.get("delta") or {}).get("content"):
-                        yield piece
+                        yield Piece.of(piece, self._likely(choice, sampling))
                     reason = choice.get("finish_reason") or reason
         if reason is None:
             raise NotReady(
@@ -237,6 +245,29 @@ class RemoteEngine:
             )
         tokens = [usage.get(f"{kind}_tokens") or 0 for kind in ("prompt", "completion")]
         yield Finish("length" if reason == "length" else "stop", *tokens)
+
+    def _likely(self, choice: dict, sampling: Sampling) -> list[Likely]:
+        if sampling.logprobs is None:
+            return []
+        told = (choice.get("logprobs") or {}).get("content")
+        if not told:
+            raise BadInput(f"The model server {self.where.url} gives no logprobs. Leave them out.")
+        return [likely_of(token) for token in told]
+
+
+def as_format(schema: str) -> dict:
+    """A schema as the protocol's `response_format`."""
+    if schema == ANY_OBJECT:
+        return {"type": "json_object"}
+    named = {"name": "answer", "schema": json.loads(schema), "strict": True}
+    return {"type": "json_schema", "json_schema": named}
+
+
+def likely_of(token: dict) -> Likely:
+    """A token as the protocol has it."""
+    said = token.get("bytes")
+    said = bytes(said) if said is not None else token["token"].encode()
+    return Likely(said, token["logprob"], tuple(map(likely_of, token.get("top_logprobs") or ())))
 
 
 def unreachable(where: Address, error: Exception) -> NotReady:
