@@ -107,21 +107,21 @@ def test_a_full_queue_is_told_and_a_place_is_free_at_once_when_its_holder_leaves
     ask = ITEMS[0].messages()
 
     async def crowd() -> tuple:
-        async with model.place() as one, model.place() as two:
+        async with model.place("ana") as one, model.place("bo") as two:
             busy = None
             try:
                 async with model.place():
                     pass
             except Exception as error:
                 busy = error
-            stream = one.stream(ask, Sampling(max_new_tokens=400, temperature=1), "ana")
+            stream = one.stream(ask, Sampling(max_new_tokens=400, temperature=1))
             await anext(stream)
             await stream.aclose()
             began = time.monotonic()
             while llama._running and time.monotonic() - began < 10:
                 await asyncio.sleep(0.01)
             freed = time.monotonic() - began
-            rest = [piece async for piece in two.stream(ask, Sampling(max_new_tokens=4), "bo")]
+            rest = [piece async for piece in two.stream(ask, Sampling(max_new_tokens=4))]
         return busy, freed, rest
 
     busy, freed, rest = asyncio.run(crowd())

@@ -124,7 +124,7 @@ class Cortex:
                 for event in told_again(known, tuple(memories)):
                     yield event
                 return
-            async with self.model.place() as place:
+            async with self.model.place(ask.person) as place:
                 work = _Work(self, ask, known, place)
                 task = asyncio.create_task(work.run())
                 self._works[task] = work
@@ -239,9 +239,7 @@ class _Work:
         try:
             if not self.listened:
                 return "", finish
-            async with contextlib.aclosing(
-                self.place.stream(messages, self.ask.sampling, self.ask.person)
-            ) as pieces:
+            async with contextlib.aclosing(self.place.stream(messages, self.ask.sampling)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Finish):
                         finish = piece
