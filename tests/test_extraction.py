@@ -164,7 +164,9 @@ def test_facts_end_with_a_corrected_turn_and_go_with_a_deleted_one(store, clerk)
     then = [m.text for m in house.catalogue.list(ana, LATER, as_of=NOON + DAY / 2).items]
     assert sorted(then) == ["Ana lives in Rome.", "Ana sails.", "I live in Rome. I sail."]
     said = ["I live in Rome. I sail.", "I moved to Lyon. I now live in Lyon."]
-    assert [m.text for m in house.catalogue.history(ana, new)] == said  # what was drawn from them stands beside
+    assert [
+        m.text for m in house.catalogue.history(ana, new)
+    ] == said  # what was drawn from them stands beside
     [sails] = house.catalogue.list(ana, LATER, state="past", text="Ana sails").items
     assert [m.text for m in house.catalogue.history(ana, sails.id)] == [said[0], "Ana sails.", said[1]]
 
