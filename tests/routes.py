@@ -89,6 +89,8 @@ ROUTES = {
     "DELETE /api/v1/feedback/{id}": Route("user", lambda bo: {"path": f"/api/v1/feedback/{bo['turn_id']}"}),
     "GET /api/v1/me/consent": Route("user", lambda bo: {}),
     "PUT /api/v1/me/consent": Route("user", lambda bo: {"json": {"training_consent": False}}),
+    "GET /api/v1/me/export": Route("user", lambda bo: {}),
+    "DELETE /api/v1/me": Route("user", lambda bo: {"json": {"confirm": "delete Bo"}}),
     "POST /v1/chat/completions": Route(
         "user",
         lambda bo: {

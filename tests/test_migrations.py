@@ -43,12 +43,12 @@ def test_a_migration_that_fails_leaves_the_tables_as_they_were(url, monkeypatch)
         dropped.append(name)
         drop_table(name, **options)
 
-    before = set(inspect(store.engine).get_table_names())
+    before, version = set(inspect(store.engine).get_table_names()), store.version()
     monkeypatch.setattr(alembic.op, "drop_table", drop_three_and_fail)
     with pytest.raises(RuntimeError, match="power cut"):
         store.migrate("base")
     monkeypatch.undo()
-    assert dropped and set(inspect(store.engine).get_table_names()) == before and store.version() == "0007"
+    assert dropped and set(inspect(store.engine).get_table_names()) == before and store.version() == version
     store.close()
 
 

@@ -116,6 +116,24 @@ class Settings(BaseSettings):
     answers_waiting: int = Field(
         8, ge=0, le=1000, description="requests that may wait for a place; beyond, 429"
     )
+    body_bytes: int = Field(
+        2_000_000,
+        ge=10_000,
+        le=1_000_000_000,
+        description="largest request, in bytes; beyond, 413 (a file to be imported may have 2 GB)",
+    )
+    message_characters: int = Field(
+        100_000, ge=1, le=100_000, description="longest message, in characters; beyond, 422"
+    )
+    requests_per_person: int = Field(
+        1200, ge=0, le=1_000_000, description="requests of one person in a minute; beyond, 429; 0: any number"
+    )
+    requests_per_address: int = Field(
+        6000,
+        ge=0,
+        le=1_000_000,
+        description="requests from one address in a minute; beyond, 429; 0: any number",
+    )
     memories: int | None = Field(
         None,
         ge=0,

@@ -107,6 +107,11 @@ class Encoding:
                 self._names.popitem(last=False)
         return name
 
+    def drop(self, person: str) -> None:
+        """Keep no name of a person, and of who speaks to them, in mind."""
+        self._names.pop(person, None)
+        self._speakers.pop(person, None)
+
     def speakers(self, person: str, more: Collection[str] = ()) -> frozenset[str]:
         """Names of those who speak in a person's memory, `more` of them heard just now."""
         names = self._speakers.get(person)

@@ -11,7 +11,7 @@ __all__ = ['FORMAT', 'VERSION', 'Exported', 'KEYS', 'ONE_OF', 'MOMENTS', 'NEEDED
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any
@@ -84,6 +84,7 @@ def json_export(
     memories: Iterable[ExportedMemory],
     exported_at: datetime,
     ratings: Iterable[ExportedRating] = (),
+    more: Mapping[str, object] | None = None,  # by its key, what an import leaves alone; lists piece by piece
 ) -> Iterator[str]:
     """The pieces of the file, in order; `person` is the name, not the id."""
     head = {
@@ -98,6 +99,15 @@ def json_export(
         for n, exported in enumerate(things):
             yield (",\n" if n else "\n") + json.dumps(row_of(exported), ensure_ascii=False)
         yield "\n]"
+    for key, thing in (more or {}).items():
+        yield f',\n"{key}": '
+        if isinstance(thing, Iterator):
+            yield "["
+            for n, one in enumerate(thing):
+                yield (",\n" if n else "\n") + json.dumps(one, ensure_ascii=False)
+            yield "\n]"
+        else:
+            yield json.dumps(thing, ensure_ascii=False)
     yield "}\n"
 
 

@@ -268,6 +268,11 @@ class Hippocampus:
         memories = tuple(told.values())[:k]
         return with_repeats(session, memories) if copy.repeats else memories
 
+    def let_go(self, person: str) -> None:
+        """Hold nothing of a person in this process any more."""
+        for part in (self.sets, self.encoding, self.maps):
+            part.drop(person)
+
     def unread(self) -> int:
         """How many memories have no vector of this encoder: they can be found by their words only."""
         with self.store.reading() as session:

@@ -84,6 +84,11 @@ class QueryMaps:
                 self._held.popitem(last=False)
         return held
 
+    def drop(self, person: str) -> None:
+        """Hold nothing of a person any more."""
+        with self._lock:
+            self._held.pop(person, None)
+
     def _open(self, person: str, id: str | None, generation: int) -> Held:
         if id is None:
             return Held(None, generation)

@@ -27,11 +27,12 @@ from .sayings import Encoded, Told
 
 # %% ../../nbs/memory/20_records.ipynb #1a7b8372
 def locked(session: Session, person: str) -> MemoryCounter:
-    """A person's counter, held until the transaction ends; `NotFound` if there is no such person."""
+    """A person's counter, held until the transaction ends; `NotFound` if there is no such person, or not any more."""
     counter = session.get(MemoryCounter, person, with_for_update=True, populate_existing=True)
     if counter is not None:
         return counter
-    if session.get(Person, person) is None:
+    somebody = session.get(Person, person)
+    if somebody is None or somebody.leaving_at is not None:
         raise NotFound(f"There is no person {person!r}.")
     session.execute(
         text(

@@ -20,13 +20,13 @@ KINDS, ROLES = ("turn", "fact", "note"), ("user", "assistant")
 ORIGINS = ("typed", "imported", "extracted", "web")
 
 
-def check_text(text: str) -> str:
+def check_text(text: str, longest: int = LONGEST_TEXT) -> str:
     """The text unchanged; `BadInput` when it cannot be kept as it is."""
     if not text.strip():
         raise BadInput("The message is empty. Write something.")
-    if len(text) > LONGEST_TEXT:
+    if len(text) > longest:
         raise BadInput(
-            f"The message has {len(text):,} characters; {LONGEST_TEXT:,} is the most. Send it in parts."
+            f"The message has {len(text):,} characters; {longest:,} is the most. Send it in parts."
         )
     if "\0" in text:
         raise BadInput(

@@ -223,6 +223,11 @@ class WorkingSets:
         with self._lock:
             return list(self._copies)
 
+    def drop(self, person: str) -> None:
+        """Hold nothing of a person any more."""
+        with self._lock:
+            self._copies.pop(person, None)
+
     def _shrink(self) -> None:
         taken = sum(copy.nbytes for copy in self._copies.values())
         for person, copy in list(self._copies.items()):

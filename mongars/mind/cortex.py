@@ -19,7 +19,7 @@ from ..base.tables import now_utc
 from ..memory.conversations import Conversations, Outcome, Turn
 from ..memory.hippocampus import Hippocampus
 from ..memory.memories import Memory
-from ..memory.sayings import Encoded, Told, check_text
+from ..memory.sayings import LONGEST_TEXT, Encoded, Told, check_text
 from .bouche import Bouche, Sentence
 from ..neurons.form import Likely
 from ..neurons.generation import Finish, Sampling
@@ -97,9 +97,10 @@ class Cortex:
         memories: int = 2,
         close: float = CLOSE,
         clock: Callable[[], datetime] = now_utc,
+        longest: int = LONGEST_TEXT,  # characters of a message
     ):
         self.hippocampus, self.conversations, self.model = hippocampus, conversations, model
-        self.memories, self.close_by, self.clock = memories, close, clock
+        self.memories, self.close_by, self.clock, self.longest = memories, close, clock, longest
         self._works: dict[asyncio.Task, _Work] = {}
         self._keys: set[tuple[str, str]] = set()  # of messages that are being answered
         self._closing = False
@@ -109,7 +110,7 @@ class Cortex:
 
         What is refused is refused before the first event. Closing the iterator early cancels the answer.
         """
-        check_text(ask.text)
+        check_text(ask.text, self.longest)
         if self._closing:
             raise NotReady("The server is stopping. Try again in a moment.", retry_after=5)
         key, task = ask.idempotency_key and (ask.person, ask.idempotency_key), None

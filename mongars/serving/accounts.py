@@ -138,6 +138,8 @@ class Accounts:
             if person.username_key == OWNER and (disabled or role not in (None, "admin")):
                 raise Conflict("The owner stays an admin, and cannot be disabled.")
             person.role = role or person.role
+            if person.leaving_at is not None:
+                raise Conflict("This account is being deleted, and does not come back.")
             if disabled is not None:
                 person.disabled_at = (person.disabled_at or now_utc()) if disabled else None
                 _end_sessions(session, person.id)

@@ -9,7 +9,9 @@ __all__ = ['REFRESH_COOKIE', 'REFRESH_PATH', 'accounts_api', 'NewPerson', 'Perso
            'me', 'people', 'change_person', 'sign_somebody_out']
 
 # %% ../../nbs/serving/43_accounts_api.ipynb #eaa2cfbc
+import contextlib
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request, Response
@@ -19,6 +21,7 @@ from pydantic import BaseModel, Field
 
 from ..base.errors import BadInput, Conflict, NotAllowed, NotReady, NotSignedIn
 from ..base.tables import Person
+from .audit import id_of
 from mongars.serving.callers import (
     AdminHere,
     CallerHere,
@@ -120,11 +123,12 @@ accounts_api = APIRouter(tags=["accounts"])
 
 
 @accounts_api.post("/api/v1/user/register", status_code=201)
-def register(house: HouseHere, body: NewPerson) -> PersonShape:
+def register(request: Request, house: HouseHere, body: NewPerson) -> PersonShape:
     """Make an account."""
     if not house.settings.registration_open:
         raise NotAllowed("Registration is closed here. Ask the owner for an account (`mongars user add`).")
-    return person_shape(house.accounts.register(body.username, body.password))
+    with house.audit.event(request, "account_made") as line:
+        return person_shape(line.by(house.accounts.register(body.username, body.password)))
 
 
 @accounts_api.post("/token")
@@ -132,8 +136,10 @@ def token(
     request: Request, response: Response, house: HouseHere, form: Annotated[OAuth2PasswordRequestForm, Depends()]
 ) -> TokenShape:  # fmt: skip
     """Exchange a user name and password for an access token and a refresh token."""
-    with house.attempts.one(form.username, address_of(request)):
-        person = house.accounts.authenticate(form.username, form.password)
+    named, how = partial(house.accounts.find, form.username), "password"
+    with house.audit.event(request, "sign_in", named=named, how=how) as line:
+        with house.attempts.one(form.username, address_of(request)):
+            person = line.by(house.accounts.authenticate(form.username, form.password))
     return tokens_in(request, response, house.sessions.begin(person))
 
 
@@ -168,18 +174,20 @@ def logout(
 
 
 @accounts_api.post("/api/v1/auth/logout-all", status_code=204)
-def logout_everywhere(response: Response, house: HouseHere, person: PersonHere) -> None:
+def logout_everywhere(request: Request, response: Response, house: HouseHere, person: PersonHere) -> None:
     """End all sessions of this person, in browsers and programs, and unused links. API keys stay."""
-    house.accounts.end_sessions(person.id)
+    with house.audit.event(request, "sign_out_everywhere", person):
+        house.accounts.end_sessions(person.id)
     response.delete_cookie(REFRESH_COOKIE, path=REFRESH_PATH, httponly=True, samesite="strict")
 
 
 @accounts_api.post("/api/v1/auth/password", status_code=204)
 def change_password(request: Request, house: HouseHere, person: PersonHere, body: NewPassword) -> None:
     """Change the password, which ends all sessions, this one too. API keys stay."""
-    with house.attempts.one(person.username, address_of(request)):
-        house.accounts.authenticate(person.username, body.current)
-    house.accounts.set_password(person.username, body.new)
+    with house.audit.event(request, "password_change", person):
+        with house.attempts.one(person.username, address_of(request)):
+            house.accounts.authenticate(person.username, body.current)
+        house.accounts.set_password(person.username, body.new)
 
 
 @accounts_api.post("/api/v1/auth/ws/ticket")
@@ -204,14 +212,25 @@ def people(house: HouseHere, person: OperatorHere) -> PeopleShape:
 
 
 @accounts_api.patch("/api/v1/users/{id}")
-def change_person(house: HouseHere, person: AdminHere, id: str, body: PersonChange) -> WholePerson:
+def change_person(
+    request: Request, house: HouseHere, person: AdminHere, id: str, body: PersonChange
+) -> WholePerson:
     """Give somebody a role, or disable or enable their account; for admins. Disabling ends all sessions."""
     if not body.model_fields_set:
         raise BadInput("Nothing is to be changed. Send role or disabled.")
-    return whole_person(house.accounts.change(id, body.role, body.disabled))
+    with contextlib.ExitStack() as events:
+        if body.role is not None:
+            events.enter_context(
+                house.audit.event(request, "role_change", person, on=id_of(id), to=body.role)
+            )
+        if body.disabled is not None:
+            what = "account_closed" if body.disabled else "account_opened"
+            events.enter_context(house.audit.event(request, what, person, on=id_of(id)))
+        return whole_person(house.accounts.change(id, body.role, body.disabled))
 
 
 @accounts_api.post("/api/v1/users/{id}/logout", status_code=204)
-def sign_somebody_out(house: HouseHere, person: AdminHere, id: str) -> None:
+def sign_somebody_out(request: Request, house: HouseHere, person: AdminHere, id: str) -> None:
     """End all sessions of somebody; for admins."""
-    house.accounts.end_sessions(id)
+    with house.audit.event(request, "sign_out_everywhere", person, on=id_of(id)):
+        house.accounts.end_sessions(id)

@@ -30,7 +30,7 @@ from ..mind.cortex import Ask
 from ..neurons.generation import Sampling
 from .accounts_api import accounts_api
 from .callers import HouseHere, PersonHere, Strict
-from .problems import install_error_handlers
+from .problems import TooLarge, install_error_handlers
 from .stream import AnswerShape, answer_shape, begin, chat_events, finish
 from .wiring import House, assemble
 
@@ -204,7 +204,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI):
         app.state.house, app.state.failure = None, None
         try:
-            app.state.house = await asyncio.to_thread(lambda: assemble(settings or read_settings(), log.info))
+            app.state.house = await asyncio.to_thread(lambda: assemble(chosen, log.info))
         except MongarsError as error:
             app.state.failure = error
             log.error("mongars cannot serve: %s", error)
@@ -213,11 +213,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if app.state.house:
             await app.state.house.close()
 
+    chosen = settings or read_settings()
     app = FastAPI(
         title="mongars", version=mongars.__version__, description="A private assistant that remembers.",
         lifespan=lifespan, docs_url=None, redoc_url=None,  # their pages load scripts from a third party
     )  # fmt: skip
     app.state.house, app.state.failure = None, NotReady("The server is starting.")
+    app.add_middleware(TooLarge, most=chosen.body_bytes)
     app.add_middleware(Measured)
     install_error_handlers(app)
     app.include_router(accounts_api)

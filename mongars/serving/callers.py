@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HouseHere', 'bearer', 'CallerHere', 'PersonHere', 'OperatorHere', 'AdminHere', 'house_of', 'caller_of', 'person_of',
-           'at_least', 'origin_of', 'from_elsewhere', 'address_of', 'Strict']
+           'at_least', 'origin_of', 'from_elsewhere', 'Strict']
 
 # %% ../../nbs/serving/42_callers.ipynb #a005f9c7
 from collections.abc import Awaitable, Callable
@@ -19,6 +19,7 @@ from starlette.requests import HTTPConnection
 from ..base.errors import NotAllowed, NotReady, NotSignedIn
 from ..base.tables import Person
 from .accounts import ROLES
+from .audit import address_of
 from .sessions import Caller
 from .wiring import House
 
@@ -37,13 +38,18 @@ bearer = OAuth2PasswordBearer(
 )
 
 
-def caller_of(house: HouseHere, token: Annotated[str | None, Depends(bearer)]) -> Caller:
-    """Whom the request's access token or API key speaks for."""
+def caller_of(
+    connection: HTTPConnection, house: HouseHere, token: Annotated[str | None, Depends(bearer)]
+) -> Caller:
+    """Whom the request's access token or API key speaks for; `Busy` if they ask too fast."""
     if not token:
         raise NotSignedIn(
             "No credential was sent. Send `Authorization: Bearer …` with a token or an API key."
         )
-    return house.sessions.caller(token)
+    caller = house.sessions.caller(token)
+    connection.state.person = caller.person  # for the audit log, should more be asked than they may
+    house.paces.take("person", caller.person.id)
+    return caller
 
 
 CallerHere = Annotated[Caller, Depends(caller_of)]
@@ -80,11 +86,6 @@ def from_elsewhere(connection: HTTPConnection) -> bool:
     """Whether a page of another origin sent this."""
     origin = connection.headers.get("Origin")
     return origin is not None and urlsplit(origin).netloc != connection.headers.get("Host")
-
-
-def address_of(connection: HTTPConnection) -> str:
-    """The network address of who is asking, as the server sees it."""
-    return connection.client.host if connection.client else ""
 
 
 class Strict(BaseModel):

@@ -39,10 +39,11 @@ class EventLog:
 
     def _append(self, person: str, frames: list[dict]) -> list[dict]:
         with self.store.writing() as session:
-            step = update(Person).where(col(Person.id) == person)
-            session.execute(step.values(last_event=Person.last_event + len(frames)))
-            last = session.exec(select(Person.last_event).where(Person.id == person)).first()
-            if last is None:  # the account is gone
+            here = col(Person.id) == person, col(Person.leaving_at).is_(None)
+            step = update(Person).where(*here).values(last_event=Person.last_event + len(frames))
+            session.execute(step)
+            last = session.exec(select(Person.last_event).where(*here)).first()
+            if last is None:  # the account is gone, or going
                 return []
             numbered = [
                 {**frame, "event_id": number} for number, frame in enumerate(frames, last - len(frames) + 1)

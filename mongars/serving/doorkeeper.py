@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..base.errors import MongarsError
 from .callers import from_elsewhere, house_of
 from .doors import gate, template, visitor
+from .problems import problem
 
 # %% ../../nbs/serving/08_doorkeeper.ipynb #a48a3bac
 GATES = {"/", "/enter", "/sign-in", "/register", "/sign-out"}
@@ -92,6 +93,13 @@ class Doorkeeper:
         if not OPEN_ROUTES.fullmatch(f"{request.method} {inside}"):
             return Response("Not found", 404)
         request.scope["person"] = person
+        if (
+            request.method == "POST"
+        ):  # what somebody does; the rest is the page itself, and what it listens to
+            try:
+                await house.paces.taken("person", person.id)
+            except MongarsError as error:
+                return problem(request, error.status, error.title, error.detail, error.retry_after)
         return await rename_session(request, person.id)
 
 # %% ../../nbs/serving/08_doorkeeper.ipynb #7cbe9483

@@ -8,7 +8,7 @@ __all__ = ['PAGES', 'COOKIE', 'USED', 'doors', 'Text', 'template', 'told', 'gate
 
 # %% ../../nbs/serving/07_doors.ipynb #0b27e089
 import re
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from html import escape
 from pathlib import Path
 from string import Template
@@ -69,11 +69,14 @@ def readable(route):
 # %% ../../nbs/serving/07_doors.ipynb #1fa577f4
 def visitor(house: House, request: Request) -> Person | None:
     """The person that a request's session or API key speaks for."""
-    kind, _, key = request.headers.get("Authorization", "").partition(" ")
+    kind, _, secret = request.headers.get("Authorization", "").partition(" ")
     if kind.lower() == "bearer":
-        return house.accounts.holder("api_key", key)
-    secret = request.cookies.get(COOKIE)
-    return house.accounts.holder("session", secret) if secret else None
+        person = house.accounts.holder("api_key", secret)
+    else:
+        secret = request.cookies.get(COOKIE)
+        person = house.accounts.holder("session", secret) if secret else None
+    request.state.person = person  # for the audit log, should more be asked than they may
+    return person
 
 
 def welcome(request: Request, house: House, person: Person) -> Response:
@@ -118,11 +121,15 @@ def entrance(request: Request, token: str = "") -> Response:
 def enter(request: Request, token: Text = "") -> Response:
     """Exchange a one-time token for a session."""
     house = house_of(request)
-    person = house.accounts.revoke("sign_in", token)
-    if person is None:
-        return gate(
-            "notice.html", "This link opens nothing any more", 401, USED, '<a href="/sign-in">Sign in</a>'
-        )
+    try:
+        with house.audit.event(request, "sign_in", how="link") as line:
+            person = house.accounts.revoke("sign_in", token)
+            if person is None:
+                raise NotSignedIn(USED)
+            line.by(person)
+    except NotSignedIn as error:
+        again = '<a href="/sign-in">Sign in</a>'
+        return gate("notice.html", "This link opens nothing any more", error.status, error.detail, again)
     return welcome(request, house, person)
 
 
@@ -139,8 +146,10 @@ def sign_in(request: Request, username: Text = "", password: Text = "") -> Respo
     """Exchange name and password for a session."""
     house = house_of(request)
     try:
-        with house.attempts.one(username, address_of(request)):
-            person = house.accounts.authenticate(username, password)
+        named = partial(house.accounts.find, username)
+        with house.audit.event(request, "sign_in", named=named, how="password") as line:
+            with house.attempts.one(username, address_of(request)):
+                person = line.by(house.accounts.authenticate(username, password))
     except (NotSignedIn, Busy) as error:
         page = sign_in_page(house, error.status, error.detail, username)
         page.headers.update({"Retry-After": str(error.retry_after)} if error.retry_after else {})
@@ -159,7 +168,8 @@ def register(request: Request, username: Text = "", password: Text = "") -> Resp
     if request.method == "GET":
         return gate("register.html", "Create an account", username="")
     try:
-        person = house.accounts.register(username, password)
+        with house.audit.event(request, "account_made") as line:
+            person = line.by(house.accounts.register(username, password))
     except MongarsError as error:
         return gate("register.html", "Create an account", error.status, error.detail, username=username)
     return welcome(request, house, person)

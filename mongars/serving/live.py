@@ -19,11 +19,12 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
-from ..base.errors import BadInput, MongarsError, NotAllowed, NotSignedIn
+from ..base.errors import BadInput, Busy, MongarsError, NotAllowed, NotSignedIn
 from ..mind.cortex import Ask
 from .api import TurnShape, sampling_of
-from .callers import Strict, from_elsewhere, house_of, origin_of
+from .callers import Strict, address_of, from_elsewhere, house_of, origin_of
 from .channels import Channel, Listener, refusal
+from .paces import network_of
 from .sessions import Caller
 from .wiring import House
 
@@ -109,7 +110,10 @@ async def entrance(websocket: WebSocket) -> tuple[House, Caller]:
     if not allowed(websocket, house.settings.ws_origins):
         raise Closing(WRONG_ORIGIN, "this origin is not on the list")
     try:
+        await house.paces.taken("address", network_of(address_of(websocket)))
         return house, await asyncio.to_thread(caller_in, house, websocket)
+    except Busy:
+        raise Closing(TOO_SLOW, "too many requests; come back later") from None
     except (NotSignedIn, NotAllowed) as error:
         raise Closing(NOT_SIGNED_IN, error.detail[:100]) from None
 
@@ -196,6 +200,7 @@ class Connection:
                 raise Closing(TOO_BIG, f"a frame has at most {LONGEST} characters")
             await self.check()
             try:
+                await self.house.paces.taken("person", self.caller.person.id)
                 self.take(frame_of(text))
             except MongarsError as error:
                 self.listener.tell(refusal(id_in(text), error))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['memories_api', 'Limit', 'WholeMemory', 'MemoriesShape', 'FoundShape', 'HistoryOfMemory', 'NewMemory', 'Correction',
            'Change', 'ForgottenShape', 'ConversationShape', 'ConversationsShape', 'NewConversation', 'Pause', 'Problem',
-           'whole', 'shape_of', 'told', 'problems', 'memories', 'search', 'add', 'delete_all', 'memory',
+           'whole', 'shape_of', 'counted', 'told', 'problems', 'memories', 'search', 'add', 'delete_all', 'memory',
            'memory_history', 'correct', 'change', 'delete_one', 'conversations', 'start', 'conversation', 'pause',
            'delete_conversation', 'reasons']
 
@@ -13,7 +13,7 @@ __all__ = ['memories_api', 'Limit', 'WholeMemory', 'MemoriesShape', 'FoundShape'
 from datetime import date, datetime
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Query, Request
 from fastapi.routing import APIRouter
 from pydantic import AwareDatetime, BaseModel, Field
 
@@ -22,6 +22,7 @@ from ..base.tables import Conversation, now_utc
 from ..memory.forgetting import Forgotten
 from ..memory.memories import Memory
 from .api import HouseHere, PersonHere, Strict
+from .audit import Line, id_of
 from .stream import MemoryShape, memory_shape
 
 # %% ../../nbs/serving/17_memories_api.ipynb #68589863
@@ -135,6 +136,12 @@ def shape_of(conversation: Conversation) -> ConversationShape:
     return ConversationShape(**conversation.model_dump(include=set(ConversationShape.model_fields)))
 
 
+def counted(line: Line, forgotten: Forgotten) -> Forgotten:
+    """What was removed, handed through, its counts in a line of the audit log."""
+    line.more |= vars(forgotten)
+    return forgotten
+
+
 def told(forgotten: Forgotten) -> ForgottenShape:
     """What was removed, as the API shows it."""
     return ForgottenShape(**vars(forgotten))
@@ -189,7 +196,7 @@ def add(house: HouseHere, person: PersonHere, body: NewMemory) -> WholeMemory:
 
 @memories_api.delete("/memories", responses=problems(422))
 def delete_all(
-    house: HouseHere, person: PersonHere,
+    request: Request, house: HouseHere, person: PersonHere,
     confirm: Annotated[str, Query(description="must be `everything`")] = "",
 ) -> ForgottenShape:  # fmt: skip
     """Delete all memories and all conversations, for good."""
@@ -197,7 +204,8 @@ def delete_all(
         raise BadInput(
             "This deletes all memories and conversations. Send confirm=everything if that is meant."
         )
-    return told(house.hippocampus.forgetting.everything(person.id))
+    with house.audit.event(request, "deletion", person, of="all") as line:
+        return told(counted(line, house.hippocampus.forgetting.everything(person.id)))
 
 
 @memories_api.get("/memories/{id}", responses=problems(404))
@@ -230,9 +238,10 @@ def change(house: HouseHere, person: PersonHere, id: str, body: Change) -> Whole
 
 
 @memories_api.delete("/memories/{id}", responses=problems(404))
-def delete_one(house: HouseHere, person: PersonHere, id: str) -> ForgottenShape:
+def delete_one(request: Request, house: HouseHere, person: PersonHere, id: str) -> ForgottenShape:
     """Delete a memory for good: its versions, the exchange it was said in, answers and facts made from it."""
-    return told(house.hippocampus.forgetting.one(person.id, id))
+    with house.audit.event(request, "deletion", person, of="memory", on=id_of(id)) as line:
+        return told(counted(line, house.hippocampus.forgetting.one(person.id, id)))
 
 # %% ../../nbs/serving/17_memories_api.ipynb #759f7a45
 @memories_api.get("/conversations", responses=problems(422))
@@ -262,9 +271,10 @@ def pause(house: HouseHere, person: PersonHere, id: str, body: Pause) -> Convers
 
 
 @memories_api.delete("/conversations/{id}", responses=problems(404))
-def delete_conversation(house: HouseHere, person: PersonHere, id: str) -> ForgottenShape:
+def delete_conversation(request: Request, house: HouseHere, person: PersonHere, id: str) -> ForgottenShape:
     """Delete a conversation and all that is remembered of it, for good."""
-    return told(house.hippocampus.forgetting.conversation(person.id, id))
+    with house.audit.event(request, "deletion", person, of="conversation", on=id_of(id)) as line:
+        return told(counted(line, house.hippocampus.forgetting.conversation(person.id, id)))
 
 
 @memories_api.get("/conversation/turns/{id}/memories", responses=problems(404))

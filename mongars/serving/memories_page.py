@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PersonInside', 'ArrivalsHere', 'Field', 'AT_ONCE', 'BEST', 'memories_page', 'changes', 'person_inside', 'arrivals_of',
            'Done', 'last_moment', 'end_of', 'shelf', 'carrying', 'how_far', 'export', 'conversation', 'memory', 'sure',
-           'add', 'bring', 'stop', 'delete_all', 'delete_conversation', 'correct', 'pin', 'expire', 'delete']
+           'add', 'bring', 'stop', 'delete_all', 'leave', 'delete_conversation', 'correct', 'pin', 'expire', 'delete']
 
 # %% ../../nbs/serving/25_memories_page.ipynb #09054cd9
 import asyncio
@@ -25,9 +25,12 @@ from ..base.errors import BadInput, NotSignedIn
 from ..base.tables import Person, now_utc
 from ..memory.importing import export_file, export_text
 from .api import HouseHere
-from .arrivals import Arrivals, receive
-from .carrying import conversations_of, memories_of, ratings_of
+from .arrivals import LARGEST, Arrivals, receive
+from .audit import address_of, id_of
+from .carrying import conversations_of, memories_of, ratings_of, whole_account
 from .doors import visitor
+from .me_api import prove
+from .memories_api import counted
 from .memories_farewell import going, gone_words, leaving
 from mongars.serving.memories_view import (
     SHELVES,
@@ -44,6 +47,7 @@ def person_inside(house: HouseHere, request: Request) -> Person:
     person = visitor(house, request)
     if person is None:
         raise NotSignedIn("Sign in first: /sign-in")
+    house.paces.take("person", person.id)
     return person
 
 
@@ -115,7 +119,7 @@ def shelf(
 @memories_page.get("/carry")
 def carrying(person: PersonInside, arrivals: ArrivalsHere) -> Response:
     """Export, import, deleting all."""
-    return HTMLResponse(carry(arrivals.of(person.id)))
+    return HTMLResponse(carry(arrivals.of(person.id), person))
 
 
 @memories_page.get("/import")
@@ -125,21 +129,28 @@ def how_far(person: PersonInside, arrivals: ArrivalsHere) -> Response:
 
 
 @memories_page.get("/export/{format}")
-def export(house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, format: str) -> Response:
-    """All that is remembered, as a file."""
-    now = now_utc()
-    pieces = export_text(
-        format,
-        person.username,
-        conversations_of(house.store, person.id),
-        memories_of(house.store, person.id),
-        now,
-        ratings_of(house.store, person.id),
+def export(
+    request: Request, house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, format: str
+) -> Response:
+    """All that is remembered, or all there is (`account`), as a file."""
+    now, whole = now_utc(), format == "account"
+    pieces = (
+        whole_account(house.store, house.settings.home, person.id, now)
+        if whole
+        else export_text(
+            format,
+            person.username,
+            conversations_of(house.store, person.id),
+            memories_of(house.store, person.id),
+            now,
+            ratings_of(house.store, person.id),
+        )
     )
-    with tempfile.TemporaryDirectory(dir=arrivals.folder(house.settings.home)) as folder:
+    events = house.audit.event(request, "export", person, of="account" if whole else "memories")
+    with events, tempfile.TemporaryDirectory(dir=arrivals.folder(house.settings.home)) as folder:
         size = export_file(Path(folder) / "export", pieces)
         file = (Path(folder) / "export").open("rb")  # it has no name any more when it is sent
-    kind, ending = {"json": ("application/json", "json"), "markdown": ("text/markdown", "md")}[format]
+    kind, ending = ("text/markdown", "md") if format == "markdown" else ("application/json", "json")
     called = f"mongars-{now.astimezone():%Y-%m-%d}.{ending}"
     return StreamingResponse(
         iter(lambda: file.read(1 << 16), b""), media_type=kind, background=BackgroundTask(file.close),
@@ -186,7 +197,7 @@ def add(
     return Done(said="It is remembered.")
 
 
-@changes.post("/import")
+@changes.post("/import", max_body_size=LARGEST + 1)  # what is larger is told by `receive`
 async def bring(
     request: Request, house: HouseHere, person: PersonInside, arrivals: ArrivalsHere,
     x_file_name: Annotated[str, Header()] = "the file",
@@ -209,18 +220,38 @@ def stop(person: PersonInside, arrivals: ArrivalsHere) -> Done:
 
 
 @changes.post("/everything")
-def delete_all(house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, confirm: Field = "") -> Done:
+def delete_all(
+    request: Request, house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, confirm: Field = ""
+) -> Done:
     """Delete all memories and conversations."""
     if confirm.strip() != "everything":
         raise BadInput(f"Nothing was deleted. Type everything to confirm, not {confirm.strip()[:40]!r}.")
     arrivals.check(person.id)
-    return Done(said=gone_words(house.hippocampus.forgetting.everything(person.id)), place="memories")
+    with house.audit.event(request, "deletion", person, of="all") as line:
+        gone = counted(line, house.hippocampus.forgetting.everything(person.id))
+    return Done(said=gone_words(gone), place="memories")
+
+
+@changes.post("/account")
+def leave(
+    request: Request, house: HouseHere, person: PersonInside, arrivals: ArrivalsHere, password: Field = "",
+    confirm: Field = "",
+) -> Done:  # fmt: skip
+    """Delete the account with everything of it."""
+    with house.audit.event(request, "account_deleted", person) as line:
+        prove(house, person, address_of(request), password or None, confirm.strip())
+        arrivals.check(person.id)
+        gone = house.departures.delete(person.id)
+        line.more |= gone.counts()
+    return Done(said="The account is deleted.", place="/sign-in")
 
 
 @changes.post("/conversation/delete")
-def delete_conversation(house: HouseHere, person: PersonInside, id: Field = "") -> Done:
+def delete_conversation(request: Request, house: HouseHere, person: PersonInside, id: Field = "") -> Done:
     """Delete a conversation, with all that is remembered of it."""
-    return Done(said=gone_words(house.hippocampus.forgetting.conversation(person.id, id)), place="memories")
+    with house.audit.event(request, "deletion", person, of="conversation", on=id_of(id)) as line:
+        gone = counted(line, house.hippocampus.forgetting.conversation(person.id, id))
+    return Done(said=gone_words(gone), place="memories")
 
 
 @changes.post("/{id}/correct")
@@ -255,6 +286,8 @@ def expire(house: HouseHere, person: PersonInside, id: str, last: Field = "") ->
 
 
 @changes.post("/{id}/delete")
-def delete(house: HouseHere, person: PersonInside, id: str) -> Done:
+def delete(request: Request, house: HouseHere, person: PersonInside, id: str) -> Done:
     """Delete it, with what belongs to it."""
-    return Done(said=gone_words(house.hippocampus.forgetting.one(person.id, id)), place="memories")
+    with house.audit.event(request, "deletion", person, of="memory", on=id_of(id)) as line:
+        gone = counted(line, house.hippocampus.forgetting.one(person.id, id))
+    return Done(said=gone_words(gone), place="memories")

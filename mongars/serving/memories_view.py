@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SHELVES', 'ORIGINS', 'PROGRAMS', 'framed', 'form', 'holds', 'marks', 'date_of', 'byline', 'pin', 'interval', 'item',
-           'back_then', 'listing', 'found', 'version', 'one', 'arriving', 'carry']
+           'back_then', 'listing', 'found', 'version', 'one', 'arriving', 'leaving', 'carry']
 
 # %% ../../nbs/serving/24_memories_view.ipynb #f8c9eacb
 from datetime import date, datetime, timedelta
 from html import escape
 from urllib.parse import urlencode
 
+from ..base.tables import Person
 from ..memory.catalogue import Page
 from ..memory.hippocampus import Recall
 from ..memory.importing import summary
@@ -240,6 +241,16 @@ def arriving(arrival: Arrival | None) -> str:
     return f'<div id="arriving" role="status"><p><b>{name}</b></p><p class="head">{head}</p><ul>{lines}</ul></div>'
 
 
-def carry(arrival: Arrival | None) -> str:
-    """Export, import, and deleting all."""
-    return framed("carry", template("memories_carry.html").substitute(arriving=arriving(arrival)))
+def leaving(person: Person) -> str:
+    """The form that deletes an account; one without a password is confirmed in words."""
+    asked = {"ask": "Your password", "field": "password", "type": "password", "fill": "current-password"}
+    if person.password_hash is None:
+        ask = f"Type “delete {escape(person.username)}” to confirm"
+        asked = {"ask": ask, "field": "confirm", "type": "text", "fill": "off"}
+    return template("memories_account.html").substitute(asked)
+
+
+def carry(arrival: Arrival | None, person: Person) -> str:
+    """Export, import, deleting all, and deleting the account."""
+    whole = template("memories_carry.html").substitute(arriving=arriving(arrival))
+    return framed("carry", whole + leaving(person))

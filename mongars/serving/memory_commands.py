@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from ..base.settings import read_settings
-from .console import AsJson, Whose, open_accounts, person_named, say
+from .console import AsJson, Whose, audit_log, open_accounts, person_named, say
 
 # %% ../../nbs/serving/21_memory_commands.ipynb #9130c4f1
 def import_chats(file: Path, user: Whose = "owner", as_json: AsJson = False) -> None:
@@ -42,11 +42,14 @@ def export(
     file: Annotated[Path | None, typer.Argument(help="Where to; without it, to the standard output.")] = None,
     user: Whose = "owner",
     format: Annotated[str, typer.Option(help="json, which can be imported again, or markdown.")] = "json",
+    account: Annotated[
+        bool, typer.Option("--account", help="With the account, its consent, sessions and turns; JSON.")
+    ] = False,
 ) -> None:
-    """Write down all that is remembered of a person."""
+    """Write down all that is remembered of a person, or everything that there is of them."""
     from mongars.base.tables import now_utc
     from mongars.memory.importing import export_file, export_text
-    from mongars.serving.carrying import conversations_of, memories_of, ratings_of
+    from mongars.serving.carrying import conversations_of, memories_of, ratings_of, whole_account
 
     accounts = open_accounts()
     person = person_named(accounts, user)
@@ -59,10 +62,13 @@ def export(
         now_utc(),
         ratings_of(store, person.id),
     )
-    if file is None:
-        sys.stdout.writelines(pieces)
-    else:
-        say(f"{export_file(file, pieces):,} bytes in {file}")
+    if account:
+        pieces = whole_account(store, read_settings().home, person.id, now_utc())
+    with audit_log().event(None, "export", on=person.id, of="account" if account else "memories"):
+        if file is None:
+            sys.stdout.writelines(pieces)
+        else:
+            say(f"{export_file(file, pieces):,} bytes in {file}")
     store.close()
 
 # %% ../../nbs/serving/21_memory_commands.ipynb #f6e38067

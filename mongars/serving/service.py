@@ -23,20 +23,26 @@ from ..base.settings import Settings, read_settings
 def whole_app(settings: Settings):
     """The FastAPI application with every face it has: API, OpenAI API and, unless switched off, the page."""
     from mongars.serving.api import create_app
+    from mongars.serving.audit import Witness
     from mongars.serving.feedback_api import feedback_api
     from mongars.serving.live import live
+    from mongars.serving.me_api import me_api
     from mongars.serving.memories_api import memories_api
     from mongars.serving.openai_api import openai_api
+    from mongars.serving.paces import Paced
 
     app = create_app(settings)
     app.include_router(live)
     app.include_router(memories_api)
     app.include_router(feedback_api)
+    app.include_router(me_api)
     app.include_router(openai_api)
     if settings.page:
         from mongars.serving.page import add_page
 
         add_page(app)
+    app.add_middleware(Paced)
+    app.add_middleware(Witness)  # outermost: it sees all who are turned away
     return app
 
 # %% ../../nbs/serving/11_service.ipynb #dd1755f5

@@ -37,7 +37,10 @@ if TYPE_CHECKING:  # imported where they are built: they bring torch
     from mongars.neurons.language_model import LanguageModel
     from mongars.neurons.remote import RemoteEngine
     from mongars.serving.attempts import Attempts
+    from mongars.serving.audit import Audit
     from mongars.serving.channels import Channels
+    from mongars.serving.departures import Departures
+    from mongars.serving.paces import Paces
     from mongars.serving.sessions import Sessions
     from mongars.serving.tokens import Tokens
 
@@ -183,6 +186,7 @@ class House:
     tokens: "Tokens"
     sessions: "Sessions"
     attempts: "Attempts"
+    audit: "Audit"
     model: "LanguageModel"
     embedder: "Embedder"
     conversations: "Conversations"
@@ -191,6 +195,8 @@ class House:
     hippocampus: "Hippocampus"
     cortex: "Cortex"
     channels: "Channels"
+    departures: "Departures"
+    paces: "Paces"
 
     async def close(self) -> None:
         """Finish what is being said, store it, and let go of the database."""
@@ -263,7 +269,10 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     from mongars.memory.ratings import Ratings
     from mongars.mind.cortex import CLOSE, Cortex
     from mongars.serving.attempts import Attempts
+    from mongars.serving.audit import Audit
     from mongars.serving.channels import Channels
+    from mongars.serving.departures import Departures, go_on
+    from mongars.serving.paces import Paces
     from mongars.serving.sessions import Sessions
     from mongars.serving.tokens import Tokens
 
@@ -280,11 +289,16 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
             f"{unread} things said were encoded by another model than {embedder.name}: until `mongars consolidate` has "
             "encoded them anew, they are recalled by that one if it is on this machine, else by their words alone"
         )
+    audit, departures = Audit(settings.home), Departures(store, settings.home, hippocampus.let_go)
+    for person in departures.unfinished():
+        say(go_on(departures, audit, person))
     if gone := prune(store, settings.home):  # it was forgotten while nobody could do it
         say(f"Removed {len(gone)} shards of snapshots: what they stood on was forgotten or withdrawn")
     after = forgetter(settings, store)
     close = CLOSE if settings.reads_little else math.inf
-    cortex = Cortex(hippocampus, conversations, model, settings.most_memories, close)
+    cortex = Cortex(
+        hippocampus, conversations, model, settings.most_memories, close, longest=settings.message_characters
+    )
     return House(
         settings=settings,
         store=store,
@@ -292,6 +306,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         tokens=tokens,
         sessions=Sessions(store, accounts, tokens, settings.session_days),
         attempts=Attempts(store),
+        audit=audit,
         model=model,
         embedder=embedder,
         conversations=conversations,
@@ -300,4 +315,6 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         hippocampus=hippocampus,
         cortex=cortex,
         channels=Channels(store, cortex, settings.ws_events_kept),
+        departures=departures,
+        paces=Paces(store, settings.requests_per_person, settings.requests_per_address),
     )

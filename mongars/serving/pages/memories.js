@@ -113,6 +113,7 @@ room.addEventListener("submit", async (event) => {
     if (answer.status === 401) return location.assign("/sign-in");
     if (!answer.ok) return tell("", await detail(answer));
     const { said, place } = await answer.json();
+    if (place.startsWith("/")) return location.assign(place); // the account is gone
     changed = true;
     if (/\/(delete|everything)$/.test(action)) document.dispatchEvent(new Event("memories-changed")); // gone from the chat beside it, too
     if (location.hash !== here) return; // went elsewhere meanwhile
