@@ -5,6 +5,7 @@ import socket
 from urllib.parse import urlsplit
 
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
 from wsproto.events import AcceptConnection, CloseConnection, Ping, RejectConnection, Request, TextMessage
 
 
@@ -54,7 +55,7 @@ class Client:
                 return None
             else:
                 assert isinstance(event, Ping), event
-                if self.alive:
+                if self.alive and self.wire.state is ConnectionState.OPEN:  # nothing is said behind a goodbye
                     self.socket.sendall(self.wire.send(event.response()))
 
     def close(self) -> int:
