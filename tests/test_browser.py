@@ -27,6 +27,7 @@ from mongars.memory.ratings import Ratings
 from mongars.memory.sayings import ASSISTANT, Encoded, Told
 from mongars.neurons.model_folder import fingerprint
 from mongars.serving.accounts import Accounts
+from mongars.serving.costs import joules, seconds
 from mongars.serving.memories_page import changes, memories_page
 
 pytestmark = pytest.mark.timeout(240)
@@ -205,6 +206,29 @@ def bring(page, name: str, content: bytes) -> None:
 
 
 # --- facts
+
+
+def test_under_each_answer_stands_what_it_took_and_how_that_is_known(page, server):
+    ana = someone(server)
+    earlier = plant(server, ana, "Where is Odile?", "In Annecy.")  # nobody counted then
+    come_in(page, server, ana)
+    page.goto(f"{server.url}/ui/#turn/{earlier}")
+    expect(page.locator("#said .bot.message")).to_contain_text("In Annecy.")
+    for n in (1, 2):
+        say(page, f"Hum {n}")
+        expect(page.locator("#said .cost")).to_have_count(n)
+    rows = page.locator("#said .bot-row")
+    assert [rows.nth(n).locator(".cost").count() for n in range(3)] == [0, 1, 1]
+    figure = rows.nth(2).locator(".cost summary")
+    turn = Conversations(server.store).history(ana.id, 1)[0][0]
+    assert figure.inner_text() == f"{seconds(turn.spent.seconds)} · {joules(turn.spent.joules)} (estimated)"
+    assert "nothing here measures electricity" in figure.get_attribute("title")
+    words = rows.nth(2).locator(".cost p")
+    expect(words).to_be_hidden()
+    figure.click()
+    expect(words).to_be_visible()
+    anew(page)
+    expect(page.locator("#said .cost")).to_have_count(0)
 
 
 def test_a_token_opens_the_page_once(page, server):

@@ -41,7 +41,10 @@ def test_chat_at_once_and_as_a_stream_say_the_same(client):
         "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
         == whole.choices[0].message.content
     )
-    assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "length"
+    took = [dict(usage) for usage in (chunks[-1].usage, whole.usage)]
+    energy = [used.pop("energy") for used in took]
+    assert took[0] == took[1] and chunks[-2].choices[0].finish_reason == "length"
+    assert all(used["joules"] > 0 and used["seconds"] > 0 for used in energy)
 
 
 def test_a_seed_repeats_and_a_stop_string_stops(client):

@@ -58,6 +58,10 @@ def test_a_model_server_answers_from_what_is_remembered_here(make_server, llama)
     }).json()  # fmt: skip
     assert said["usage"]["completion_tokens"] == 5 == len(said["choices"][0]["message"]["content"])
     assert said["choices"][0]["finish_reason"] == "length" and said["usage"]["prompt_tokens"] > 100
+    assert (
+        answer["usage"]["energy"] is None and said["usage"]["energy"] is None
+    )  # what the server used is not known
+    assert ana.get("/v1/models").json()["energy"]["method"] == "unknown"
     form = {
         "name": "bees",
         "schema": {"type": "object", "properties": {"bees": {"enum": [3, 4]}}, "required": ["bees"]},

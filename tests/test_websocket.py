@@ -62,7 +62,7 @@ def test_a_message_gets_ack_tokens_and_one_end_and_they_are_the_stored_answer(ap
     kinds = [f["type"] for f in frames]
     assert kinds[0] == "ack" and set(kinds[1:-1]) == {"token"} and kinds[-1] == "done"
     assert [f["event_id"] for f in frames] == list(range(1, len(frames) + 1))
-    assert len({f["turn_id"] for f in frames}) == 1
+    assert len({f["turn_id"] for f in frames}) == 1 and frames[-1]["usage"]["energy"]["joules"] > 0
     turn = app.get("/api/v1/conversation/history", headers=bearer).json()["items"][0]
     assert turn["turn_id"] == frames[0]["turn_id"] and turn["message"] == "a<b, 🐝 and é"
     assert "".join(f["text"] for f in frames if f["type"] == "token") == turn["response"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['new_id', 'UtcDateTime', 'now_utc', 'moment', 'Person', 'Credential', 'Attempt', 'Pace', 'Conversation', 'Exchange',
            'Utterance', 'MemoryCounter', 'Remembered', 'Provenance', 'ReadTurn', 'Tombstone', 'Embedding',
-           'Recollection', 'ToldEvent', 'Rating', 'Consent', 'Placement', 'Adapter', 'Serving']
+           'Recollection', 'ToldEvent', 'AnswerCost', 'Rating', 'Consent', 'Placement', 'Adapter', 'Serving']
 
 # %% ../../nbs/base/03_tables.ipynb #3cac332e
 import secrets
@@ -310,6 +310,23 @@ class ToldEvent(SQLModel, table=True):
         default=None, foreign_key="exchange.id", ondelete="CASCADE", index=True, max_length=32
     )
     frame: dict = Field(sa_type=JSON)
+
+# %% ../../nbs/base/03_tables.ipynb #00c545cc
+class AnswerCost(SQLModel, table=True):
+    """What it took to make an answer, once."""
+
+    __tablename__ = "answer_cost"
+
+    id: str = Field(default_factory=new_id, primary_key=True, max_length=32)
+    exchange_id: str = Field(foreign_key="exchange.id", ondelete="CASCADE", index=True, max_length=32)
+    at: datetime = moment()
+    model: str = Field(max_length=255)
+    adapter: str | None = Field(default=None, max_length=255)
+    seconds: float
+    cpu_seconds: float
+    joules: float | None = None
+    gco2: float | None = None
+    method: str = Field(max_length=16)  # rapl, nvml, estimate or unknown
 
 # %% ../../nbs/base/03_tables.ipynb #d3862e68
 class Rating(SQLModel, table=True):

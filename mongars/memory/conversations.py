@@ -7,15 +7,17 @@ __all__ = ['Turn', 'Outcome', 'turns_of', 'cursor_of', 'place_of', 'Conversation
 
 # %% ../../nbs/memory/01_conversations.ipynb #adb03075
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete, func, select, tuple_
 
 from ..base.errors import BadInput, Conflict, NotFound
+from ..base.portions import Spent
 from ..base.store import Store
 from mongars.base.tables import (
+    AnswerCost,
     Conversation,
     Exchange,
     MemoryCounter,
@@ -45,6 +47,7 @@ class Turn:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     request_digest: str | None = None  # what its idempotency key stands for
+    spent: Spent | None = None  # what it took to make the answer, the last time; None: nobody counted
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,22 @@ class Outcome:
     adapter: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    spent: Spent | None = None
 
 
 def turns_of(session: Session, exchanges: Sequence[Exchange]) -> list[Turn]:
     """The turns of some exchanges, in their order."""
     said = select(Utterance).where(col(Utterance.exchange_id).in_([e.id for e in exchanges]))
     texts = {(u.exchange_id, u.role): u.text for u in session.exec(said)}
+    costs = select(AnswerCost).where(col(AnswerCost.exchange_id).in_([e.id for e in exchanges]))
+    costs = session.exec(costs.order_by(col(AnswerCost.at), col(AnswerCost.id)))
+    spent = {c.exchange_id: Spent(c.seconds, c.cpu_seconds, c.joules, c.gco2, c.method) for c in costs}
     return [
         Turn(
             id=e.id, conversation_id=e.conversation_id, message=texts[e.id, "user"],
             response=texts.get((e.id, "assistant")), said_at=e.asked_at, finish_reason=e.finish_reason, model=e.model,
             adapter=e.adapter, prompt_tokens=e.prompt_tokens, completion_tokens=e.completion_tokens,
-            request_digest=e.request_digest,
+            request_digest=e.request_digest, spent=spent.get(e.id),
         )
         for e in exchanges
     ]  # fmt: skip
@@ -185,6 +192,8 @@ class Conversations:
                 outcome.completion_tokens,
             )
             session.add(exchange)
+            if outcome.spent is not None:
+                session.add(self._cost(turn_id, said_at, outcome.model, outcome.adapter, outcome.spent))
             session.add_all(
                 Recollection(
                     exchange_id=turn_id, memory_id=memory.id, rank=rank, score=memory.score, reasons=memory.reasons
@@ -195,6 +204,19 @@ class Conversations:
             session.flush()
             turn = turns_of(session, [exchange])[0]
         return turn if kept else replace(turn, response=outcome.text)
+
+    @staticmethod
+    def _cost(turn_id: str, at: datetime, model: str, adapter: str | None, spent: Spent) -> AnswerCost:
+        return AnswerCost(exchange_id=turn_id, at=at, model=model, adapter=adapter, **asdict(spent))
+
+    def book(
+        self, person: str, turn_id: str, at: datetime, model: str, adapter: str | None, spent: Spent
+    ) -> None:
+        """Keep what it took to make an answer that never came to be."""
+        with self.store.writing() as session:
+            exchange = session.get(Exchange, turn_id)
+            if exchange is not None and exchange.person_id == person:  # else it was deleted meanwhile
+                session.add(self._cost(turn_id, at, model, adapter, spent))
 
     @staticmethod
     def _unsay(session: Session, counter: MemoryCounter, turn_id: str) -> None:

@@ -43,9 +43,8 @@ class Ask:
 
     def digest(self) -> str:
         """The fingerprint of all that shapes the answer: what an idempotency key stands for."""
-        where = (
-            self.client_name or self.conversation_id
-        )  # a client's name stays the same, what it leads to may not
+        # a client's name stays the same, what it leads to may not
+        where = self.client_name or self.conversation_id
         return hashlib.sha256(
             repr((self.text, where, self.sampling, self.directives, self.recent)).encode()
         ).hexdigest()
@@ -76,10 +75,8 @@ class Answered:
 
 
 Event = Started | Said | Sentence | Answered
-LIKELY = (
-    0.04,
-    0.2,
-)  # below this probability of an answer nothing is shown, from that on the best whatever it is
+# below the first probability of an answer nothing is shown, from the second on the best whatever it is
+LIKELY = 0.04, 0.2
 CLOSE = 2.5  # a further memory is shown if its score is at most so far below the best one's (nats)
 BEING_ANSWERED = "The same Idempotency-Key is being answered right now. Try again in a moment."
 BROKEN_OFF = "The answer was broken off before it began; your message is kept."
@@ -183,9 +180,13 @@ class _Work:
             said, memories, messages = await self._prepare()
             turn = await self._open(said)
             self.events.put_nowait(Started(turn, memories))
-            text, finish = await self._generate(messages)
-            if not text and finish.reason == "cancelled":
-                raise NotReady(BROKEN_OFF, retry_after=5)
+            try:
+                text, finish = await self._generate(messages)
+                if not text and finish.reason == "cancelled":
+                    raise NotReady(BROKEN_OFF, retry_after=5)
+            except Exception:
+                await asyncio.to_thread(self._book_in_thread, turn)
+                raise
             turn = await self._finish(turn, text, finish, memories)
             self.events.put_nowait(Answered(turn, memories))
         except asyncio.CancelledError:  # the loop itself is being closed
@@ -197,7 +198,8 @@ class _Work:
             self.events.put_nowait(None)
 
     async def _prepare(self) -> tuple:
-        return await asyncio.to_thread(self._prepare_in_thread)
+        with self.place.portion:
+            return await asyncio.to_thread(self._prepare_in_thread)
 
     def _prepare_in_thread(self) -> tuple:
         ask, cortex = self.ask, self.cortex
@@ -216,10 +218,8 @@ class _Work:
             ask.text, ask.directives, memories=shown, recent=recent,
             person=cortex.hippocampus.name(ask.person), today=cortex.clock().date(),
         )  # fmt: skip
-        room = cortex.model.context_window - min(
-            ask.sampling.max_new_tokens, cortex.model.context_window // 4
-        )
-        draft = fit(draft, cortex.model.count, room)
+        window = cortex.model.context_window
+        draft = fit(draft, cortex.model.count, window - min(ask.sampling.max_new_tokens, window // 4))
         return said, items[: len(draft.memories)], compose(draft)
 
     def _encoded(self, told: Told, **options) -> Encoded:
@@ -262,18 +262,25 @@ class _Work:
 
     def _finish_in_thread(self, turn: Turn, text: str, finish: Finish, memories: Sequence[Memory]) -> Turn:
         cortex = self.cortex
-        outcome = Outcome(
-            text,
-            finish.reason,
-            cortex.model.name,
-            cortex.model.adapter,
-            finish.prompt_tokens or None,  # unknown when the answer was broken off
-            finish.completion_tokens or None,
-        )
         now = cortex.clock()
         told = Told(text, now, "assistant", conversation=turn.conversation_id)
-        said = self._encoded(told) if text.strip() else None  # an answer without a word is no memory
+        with self.place.portion:
+            said = self._encoded(told) if text.strip() else None  # an answer without a word is no memory
+        tokens = (
+            finish.prompt_tokens or None,
+            finish.completion_tokens or None,
+        )  # unknown if it was broken off
+        outcome = Outcome(
+            text, finish.reason, cortex.model.name, cortex.model.adapter, *tokens, self.place.portion.spent()
+        )
         return cortex.conversations.finish(self.ask.person, turn.id, outcome, now, said, memories)
+
+    def _book_in_thread(self, turn: Turn) -> None:
+        """Keep what an answer took that never came to be."""
+        cortex, spent = self.cortex, self.place.portion.spent()
+        cortex.conversations.book(
+            self.ask.person, turn.id, cortex.clock(), cortex.model.name, cortex.model.adapter, spent
+        )
 
 
 def close_ones(items: Sequence[Memory], close: float) -> tuple[Memory, ...]:

@@ -285,6 +285,9 @@ class TransformersEngine(Engine):
             self.model = adapters.merge(self.model, adapter, dtype)
         self.device = "cuda" if on_gpu else "cpu"
         self.model.to(self.device).eval()
+        self.gpu = (
+            f"GPU-{torch.cuda.get_device_properties(0).uuid}" if on_gpu else None
+        )  # as its driver names it
 
     @torch.inference_mode()
     def _tokens(self, prompt, limit, chooser, cancelled, owner=None) -> Iterator[int | None]:

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ..base.errors import Busy
+from ..base.portions import Portions, counters
 from ..base.telemetry import ANSWERS, FIRST_TOKEN_SECONDS, TOKENS
 from .generation import Engine, Finish, Sampling, TransformersEngine
 from .prompt import Message
@@ -71,8 +72,17 @@ class Turns:
 class LanguageModel:
     """One loaded model that streams answers to many."""
 
-    def __init__(self, engine: Engine | RemoteEngine, at_once: int = 1, waiting: int = 8):
+    def __init__(
+        self,
+        engine: Engine | RemoteEngine,
+        at_once: int = 1,
+        waiting: int = 8,
+        portions: Portions
+        | None = None,  # of what this process uses; by default as this machine can count it
+    ):
         self.engine = engine
+        elsewhere = isinstance(engine, RemoteEngine)
+        self.portions = portions or Portions(counters(getattr(engine, "gpu", None)), elsewhere)
         self.name: str = engine.name
         self.adapter: str | None = engine.adapter.name if engine.adapter else None
         self.runtime: str = engine.runtime  # what computes, in words
@@ -147,10 +157,10 @@ class LanguageModel:
 
 # %% ../../nbs/neurons/05_language_model.ipynb #3a973d55
 class Place:
-    """The right to one answer."""
+    """The right to one answer. Whoever works on the answer enters the `portion`: writing it does so here."""
 
     def __init__(self, model: LanguageModel, owner: str | None):
-        self.model, self.owner = model, owner
+        self.model, self.owner, self.portion = model, owner, model.portions.portion()
 
     async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[str | Finish]:
         """The answer in pieces as they come, then a `Finish`. Leaving the loop early stops the work.
@@ -187,12 +197,13 @@ class Place:
     def _work(self, messages, sampling, loop, pieces, left) -> None:
         began = time.perf_counter()
         try:
-            for piece in self.model.engine.generate(messages, sampling, left.is_set, self.owner):
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
-                if isinstance(piece, Finish):
-                    TOKENS.labels("read").inc(piece.prompt_tokens)
-                    TOKENS.labels("written").inc(piece.completion_tokens)
-                    self.model._seconds += 0.2 * (time.perf_counter() - began - self.model._seconds)
+            with self.portion:
+                for piece in self.model.engine.generate(messages, sampling, left.is_set, self.owner):
+                    loop.call_soon_threadsafe(pieces.put_nowait, piece)
+                    if isinstance(piece, Finish):
+                        TOKENS.labels("read").inc(piece.prompt_tokens)
+                        TOKENS.labels("written").inc(piece.completion_tokens)
+                        self.model._seconds += 0.2 * (time.perf_counter() - began - self.model._seconds)
         except RuntimeError as error:
             if not loop.is_closed():  # closed: the server is gone, and nobody is left to tell
                 loop.call_soon_threadsafe(pieces.put_nowait, error)

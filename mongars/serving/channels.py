@@ -19,6 +19,7 @@ from ..base.errors import Busy, MongarsError
 from ..base.store import Store
 from ..base.tables import Person, ToldEvent
 from ..mind.cortex import Answered, Ask, Cortex, Said, Started
+from .stream import usage_shape
 
 log = logging.getLogger("mongars")
 
@@ -208,7 +209,7 @@ def done(id: str, event: Answered) -> dict:
     return {
         "type": "done", "id": id, "turn_id": turn.id, "conversation_id": turn.conversation_id, "model": turn.model,
         "adapter": turn.adapter, "finish_reason": turn.finish_reason,
-        "usage": {"prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens},
+        "usage": usage_shape(turn).model_dump(mode="json"),
     }  # fmt: skip
 
 

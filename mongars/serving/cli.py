@@ -107,6 +107,7 @@ app.command(name="run")(learning_commands.run_experiment)
 app.command(name="runs")(learning_commands.list_runs)
 for command in (night_commands.evolve, night_commands.rollback, night_commands.report, night_commands.sql):
     app.command()(command)
+app.command()(learning_commands.energy)
 app.command(name="import")(memory_commands.import_chats)
 app.command()(memory_commands.export)
 app.command()(memory_commands.consolidate)

@@ -77,11 +77,13 @@ def report(run: str, as_json: AsJson = False) -> None:
 
 
 def sql(question: str, as_json: AsJson = False) -> None:
-    """Ask the record: a SELECT over runs, metrics, energy, verdicts and adapters (DuckDB)."""
+    """Ask the record: a SELECT over runs, metrics, energy, verdicts, adapters and turns (DuckDB)."""
     from mongars.base.ledger import select
+    from mongars.serving.energy_account import tables
 
     settings = read_settings()
-    show(select(settings.home, question, {"adapters": (ADAPTERS, adapter_rows())}), as_json, "Answer")
+    more = {"adapters": (ADAPTERS, adapter_rows())} | tables(settings)
+    show(select(settings.home, question, more), as_json, "Answer")
 
 
 ADAPTERS = (

@@ -27,7 +27,7 @@ from ..neurons.form import Likely
 from ..neurons.prompt import Message
 from .api import HouseHere, IdempotencyKey, PersonHere
 from .openai_wishes import CannotDo, ChatCompletion, wish_of
-from .stream import begin, finish, log, sse
+from .stream import begin, finish, log, sse, usage_shape
 from .wiring import House
 
 # %% ../../nbs/serving/06_openai_api.ipynb #b49e945c
@@ -83,10 +83,11 @@ openai_api = APIRouter(prefix="/v1", tags=["openai"])
 REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 
-def usage_of(answered: Answered) -> dict[str, int]:
-    """Token counts in OpenAI's words."""
-    read, written = answered.turn.prompt_tokens or 0, answered.turn.completion_tokens or 0
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def usage_of(answered: Answered) -> dict:
+    """Token counts in OpenAI's words, and the energy, which is ours."""
+    used = usage_shape(answered.turn).model_dump(mode="json")
+    read, written = used["prompt_tokens"] or 0, used["completion_tokens"] or 0
+    return used | {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 @openai_api.post("/chat/completions")
@@ -200,8 +201,9 @@ def models_of(house: House, person: str | None = None) -> list[dict]:
 
 @openai_api.get("/models")
 def models(house: HouseHere, person: PersonHere) -> dict:
-    """The models served here, and the map of the person who asks."""
-    return {"object": "list", "data": models_of(house, person.id)}
+    """The models served here, and the map of the person who asks; `energy` says how that of an answer is known."""
+    data = models_of(house, person.id)
+    return {"object": "list", "data": data, "energy": house.model.portions.assumptions()}
 
 
 @openai_api.get("/models/{name:path}")

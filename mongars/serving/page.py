@@ -19,6 +19,7 @@ from ..base.errors import MongarsError
 from ..base.outbound import keep_quiet
 from ..base.tables import now_utc
 from .arrivals import Arrivals
+from .costs import figures
 from .doorkeeper import Doorkeeper
 from .doors import PAGES, doors, template, told
 from .memories_page import changes, memories_page
@@ -97,6 +98,7 @@ def room(app: FastAPI):
                 with gr.Row(elem_id="opinion-foot"):
                     keep = gr.Button("Save", variant="primary", size="sm", elem_id="keep")
                     leave = gr.Button("Close", size="sm", elem_id="leave")
+            costs = html("", "costs", ours=True)  # room.js puts each under its answer
             notice = html("", "notice")
             aside = html("", "aside")
             box = gr.Textbox(
@@ -135,6 +137,7 @@ def room(app: FastAPI):
             before,
             opinion,
             out,
+            costs,
         ]
         consent = [asking, question, agreed]
         form = [said, opinion, rated, over, reason, edit, notice]
@@ -149,7 +152,7 @@ def room(app: FastAPI):
                 f'<p role="alert">{told(view.notice)}</p>' if view.notice else "", recalled(view, now),
                 status(here, view), gr.Radio(choices=choices, value=current if view.turns else None),
                 signed_in(here, person_id), paused, pause_notice(paused), view.before, gr.Column(visible=False),
-                way_out(view),
+                way_out(view), figures(view.turns),
             ]  # fmt: skip
 
         def open_page(request: gr.Request) -> list:

@@ -68,6 +68,19 @@ function bring() {
 }
 new MutationObserver(bring).observe(document, { childList: true, subtree: true });
 
+// What each answer took waits in a hidden place, and is put under its answer.
+function tell_costs() {
+  const costs = new Map([...document.querySelectorAll("#costs .cost")].map((cost) => [Number(cost.dataset.place), cost.outerHTML]));
+  document.querySelectorAll("#said .bot-row").forEach((row, n) => {
+    const cost = costs.get(n) ?? "";
+    let place = row.querySelector(":scope > .cost-place");
+    if (!place && cost) row.append((place = Object.assign(document.createElement("div"), { className: "cost-place" })));
+    if (place && place.told !== cost) place.innerHTML = place.told = cost;
+  });
+}
+let costs_due = 0;
+new MutationObserver(() => (costs_due ||= requestAnimationFrame(() => ((costs_due = 0), tell_costs())))).observe(document, { childList: true, subtree: true });
+
 const watch = new MutationObserver(() => furnish() && watch.disconnect());
 watch.observe(document, { childList: true, subtree: true });
 
