@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -151,9 +152,10 @@ def answers(request, tmp_path_factory) -> list[dict]:
         short, whole = Sampling(max_new_tokens=2), sampling_of(settings, max_new_tokens=40)
         for n, story in enumerate(stories):
             person = house.accounts.register(f"person{n}", None).id
-            for text in [story["told"], *STORIES["unrelated"][n : n + 3]]:
+            heard = await say(house, person, story["told"], whole)
+            for text in STORIES["unrelated"][n : n + 3]:
                 await say(house, person, text, short)
-            row = {"told": story["told"]}
+            row = {"told": story["told"], "heard": heard.turn.response}
             for name, memories in (("without", 0), ("with", settings.most_memories)):
                 house.cortex.memories = memories
                 event = await say(house, person, story["asked"], whole)
@@ -165,6 +167,13 @@ def answers(request, tmp_path_factory) -> list[dict]:
         return rows
 
     return asyncio.run(run())
+
+
+def test_who_tells_something_is_not_told_that_they_never_did(answers):
+    denied = [
+        row["heard"] for row in answers if re.search("don't know|haven't|isn't part|sorry", row["heard"])
+    ]
+    assert len(denied) <= 1, denied
 
 
 @pytest.mark.timeout(300)

@@ -21,6 +21,7 @@ from ..memory.hippocampus import Hippocampus
 from ..memory.memories import Memory
 from ..memory.sayings import LONGEST_TEXT, Encoded, Told, check_text
 from .bouche import Bouche, Sentence
+from .hearing import tells
 from ..neurons.form import Likely
 from ..neurons.generation import Finish, Sampling
 from ..neurons.language_model import LanguageModel, Place
@@ -93,11 +94,13 @@ class Cortex:
         model: LanguageModel,
         memories: int = 2,
         close: float = CLOSE,
+        echoes: bool = False,  # show the model what it is being told: it takes telling for asking
         clock: Callable[[], datetime] = now_utc,
         longest: int = LONGEST_TEXT,  # characters of a message
     ):
         self.hippocampus, self.conversations, self.model = hippocampus, conversations, model
-        self.memories, self.close_by, self.clock, self.longest = memories, close, clock, longest
+        self.memories, self.close_by, self.echoes = memories, close, echoes
+        self.clock, self.longest = clock, longest
         self._works: dict[asyncio.Task, _Work] = {}
         self._keys: set[tuple[str, str]] = set()  # of messages that are being answered
         self._closing = False
@@ -214,13 +217,15 @@ class _Work:
         )  # fmt: skip
         items = close_ones(recall.items, cortex.close_by)
         shown = [Shown(m.text, m.speaker, m.last_said, m.origin == "extracted") for m in items]
+        name = cortex.hippocampus.name(ask.person)
+        heard = [Shown(ask.text, name, cortex.clock())] if cortex.echoes and tells(ask.text) else []
         draft = Draft(
-            ask.text, ask.directives, memories=shown, recent=recent,
-            person=cortex.hippocampus.name(ask.person), today=cortex.clock().date(),
+            ask.text, ask.directives, memories=[*heard, *shown], recent=recent, person=name,
+            today=cortex.clock().date(),
         )  # fmt: skip
         window = cortex.model.context_window
         draft = fit(draft, cortex.model.count, window - min(ask.sampling.max_new_tokens, window // 4))
-        return said, items[: len(draft.memories)], compose(draft)
+        return said, items[: max(0, len(draft.memories) - len(heard))], compose(draft)
 
     def _encoded(self, told: Told, **options) -> Encoded:
         return self.cortex.hippocampus.encode(self.ask.person, [told], **options)[0]

@@ -297,8 +297,9 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     after = forgetter(settings, store)
     close = CLOSE if settings.reads_little else math.inf
     cortex = Cortex(
-        hippocampus, conversations, model, settings.most_memories, close, longest=settings.message_characters
-    )
+        hippocampus, conversations, model, settings.most_memories, close, settings.reads_little,
+        longest=settings.message_characters,
+    )  # fmt: skip
     return House(
         settings=settings,
         store=store,
