@@ -147,6 +147,7 @@ def test_everything_is_told_then_everything_goes_and_nothing_of_anybody_else(cli
     assert len(whole["turns"]) == 8 and len(whole["snapshots"]) == 1 and whole["deleted_memories"] >= 1
     for key in ("conversations", "memories", "ratings", "turns", "sessions"):
         assert WORD in json.dumps(whole[key]), key
+    assert whole["turns"][0]["costs"][0]["seconds"] > 0
     assert {"family", "api_key"} <= {row["kind"] for row in whole["sessions"]}
     assert "$argon2" not in answer.text and "digest" not in whole["sessions"][0] and OTHER not in answer.text
     # Gone, when the password is right.

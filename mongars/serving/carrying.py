@@ -16,6 +16,7 @@ from sqlmodel import SQLModel, and_, col, func, select, tuple_
 from ..base.store import Store
 from mongars.base.tables import (
     Adapter,
+    AnswerCost,
     Consent,
     Conversation,
     Credential,
@@ -95,7 +96,7 @@ def plain(row: SQLModel, *without: str) -> dict:
 
 
 def turns_of(store: Store, person: str) -> Iterator[dict]:
-    """Every turn of a person, oldest first, with the memories it was answered from."""
+    """Every turn of a person, by conversation, with the memories it was answered from and what its answers cost."""
     last = ("", "")
     while True:
         with store.reading() as session:
@@ -105,14 +106,17 @@ def turns_of(store: Store, person: str) -> Iterator[dict]:
                 rows.order_by(Exchange.conversation_id, Exchange.id).limit(AT_ONCE // 2)
             ).all()
             ids = [row.id for row in rows]
-            said, shown = defaultdict(dict), defaultdict(list)
+            said, shown, spent = defaultdict(dict), defaultdict(list), defaultdict(list)
             for one in session.exec(select(Utterance).where(col(Utterance.exchange_id).in_(ids))):
                 said[one.exchange_id]["message" if one.role == "user" else "response"] = one.text
             given = select(Recollection).where(col(Recollection.exchange_id).in_(ids))
             for one in session.exec(given.order_by(col(Recollection.rank))):
                 shown[one.exchange_id].append(one.memory_id)
+            cost = select(AnswerCost).where(col(AnswerCost.exchange_id).in_(ids)).order_by(AnswerCost.id)
+            for one in session.exec(cost):
+                spent[one.exchange_id].append(plain(one, "id", "exchange_id"))
         for row in rows:
-            yield plain(row, "person_id") | said[row.id] | {"memories": shown[row.id]}
+            yield plain(row, "person_id") | said[row.id] | {"memories": shown[row.id], "costs": spent[row.id]}
         if not rows:
             return
         last = rows[-1].conversation_id, rows[-1].id
