@@ -29,7 +29,7 @@ from ..mind.cortex import Answered, Ask, Said, Started
 from .api import sampling_of
 from .doors import template
 from .opinion import better
-from .reasons import why
+from .reasons import through, why
 from .wiring import House
 
 log = logging.getLogger("mongars")
@@ -209,11 +209,12 @@ def memories_panel(view: View, now: datetime) -> str:
     if view.memories is None:
         about = "The memories an answer was given with appear here. Choose an earlier answer to see its own."
         return f'<p class="quiet">{about}</p>'
+    turn = next((t for t in view.turns if t.id == view.about), None)
+    way = through(turn and turn.mapped)
     if not view.memories:
-        return '<p class="quiet">Nothing recalled for this answer.</p>'
-    question = next((t.message for t in view.turns if t.id == view.about), "")
-    about = f'<p class="about">For “{plain(title_of(question))}”</p>' if question else ""
-    return about + "".join(
+        return f'<p class="quiet">Nothing recalled for this answer.</p>{way}'
+    about = f'<p class="about">For “{plain(title_of(turn.message))}”</p>' if turn else ""
+    articles = "".join(
         f'<article><blockquote><a href="#{where(m)}" title="{WHERE[bool(m.turn_id)]}">{plain(m.text)}</a></blockquote>'
         f'<p class="by"><b>{plain(m.speaker)}</b> · '
         f'<time datetime="{m.said_at.isoformat()}">{day(m.said_at, now)}</time>{drawn(m)}</p>'
@@ -221,6 +222,7 @@ def memories_panel(view: View, now: datetime) -> str:
         f"</meter> {alike(m):.2f} alike</p>{why(m.reasons)}</article>"
         for m in view.memories
     )
+    return about + way + articles
 
 
 def drawn(memory: Memory) -> str:
