@@ -29,7 +29,16 @@ def mongars(home: Path, *words: str, code: int = 0) -> str:
 def trained(tmp_path_factory) -> Run:
     """A small run of self_training, on planted conversations."""
     home = tmp_path_factory.mktemp("replay") / "home"
-    words = ["-p", "things=10", "-p", "sides=16", "-p", "seed=1", "-p", "latency_ratio=50"]  # whatever else goes on
+    words = [
+        "-p",
+        "things=10",
+        "-p",
+        "sides=16",
+        "-p",
+        "seed=1",
+        "-p",
+        "latency_ratio=50",
+    ]  # whatever else goes on
     row = json.loads(mongars(home, "run", "self_training", *words, "--json"))
     assert row["result"]["outcome"] == "accepted", row
     return find_run(home, row["run"])
@@ -96,4 +105,8 @@ def test_weights_that_the_run_never_learnt_are_found_out_and_not_judged(trained,
     same = {row["what"]: row["same"] for row in told["compared"]}
     assert not told["same"] and not same["weights_sha256"] and not same["outcome"] and same["metrics"]
     again = find_run(home, told["run"]).row()["result"]
-    assert again["outcome"] == TOO_LITTLE and "not what the run" in again["reasons"][0] and again["verdict"] is None
+    assert (
+        again["outcome"] == TOO_LITTLE
+        and "not what the run" in again["reasons"][0]
+        and again["verdict"] is None
+    )
