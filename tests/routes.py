@@ -128,3 +128,15 @@ ROUTES = {
         "admin", lambda bo: {"path": f"/api/v1/users/{bo['person_id']}/logout"}
     ),
 }
+
+# The pages for operators stand in no OpenAPI document (tests/test_operators.py).
+PAGES = {
+    "GET /operators": Route("operator", lambda bo: {}),
+    "GET /operators/runs/{run}": Route("operator", lambda bo: {"path": f"/operators/runs/{bo['run']}"}),
+    "GET /operators/rollback/{person}": Route(
+        "operator", lambda bo: {"path": f"/operators/rollback/{bo['person_id']}"}
+    ),
+    "POST /operators/rollback/{person}": Route(
+        "operator", lambda bo: {"path": f"/operators/rollback/{bo['person_id']}", "data": {"adapter": ""}}
+    ),
+}

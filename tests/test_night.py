@@ -132,6 +132,10 @@ def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home
     assert [(a["state"], a["generation"]) for a in listed if a.get("kind") == "query_map"] == [("serving", 1)]
     told = b"".join(path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
     assert not any(text.encode() in told for pair in home.questions for text in pair)
+    # Once more from the record: the same bits, and nothing else serves than before.
+    again = json.loads(home.mongars("replay", night["run"], "--json"))
+    assert again["same"] and "map/map.safetensors" in [row["what"] for row in again["compared"]], again
+    assert serving(home.store, home.person).id == now.id and len(adapters(home.store)) == 1
     # And back, as it was.
     weights = {p.name: p.read_bytes() for p in place_of(home.folder, now.id).iterdir()}
     assert json.loads(home.mongars("rollback", "--json")) == {"adapter": None, "generation": 2}
@@ -344,6 +348,20 @@ def test_what_was_learnt_from_what_is_taken_back_serves_no_more_whoever_is_kille
     assert place_of(home, clean).exists() and not list((home / "snapshots").glob("*/ana.parquet"))
     assert rollback(bench.store, home, "ana").adapter is None and tidy(bench.store, home) == 0
     bench.store.close()
+
+
+def test_a_run_whose_data_was_taken_back_is_not_replayed(said, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(said, home)
+    store = Store(f"sqlite:///{home}/mongars.sqlite3")
+    data = next((home / "snapshots").glob("*/snapshot.json")).parent.name
+    run = open_run(home, "self_training", {"snapshot": data})
+    run.finish({"outcome": REFUSED, "data_hash": data})
+    Consents(store).set("ana", False, START)  # and whoever should have pruned was killed
+    store.close()
+    done = CliRunner().invoke(app, ["replay", run.id], env=clean_environment() | {"MONGARS_HOME": str(home)})
+    assert done.exit_code == 1 and f"is not replayable: {TAKEN_BACK}" in str(done.exception)
+    assert len(list((home / "runs" / "self_training").iterdir())) == 1 and not list(home.rglob("*.parquet"))
 
 
 def test_a_yes_after_a_no_does_not_bring_back_what_was_taken_and_a_late_map_goes(said, tmp_path):

@@ -68,8 +68,14 @@ class Run:
             raise NotFound(f"{self.folder} is not the folder of a run: it has no params.json.")
         self.experiment, self.id, self.seed = asked["experiment"], asked["run"], asked["seed"]
         self.params, self.started_at = asked["params"], asked["started_at"]
+        self.repeats = asked.get("repeats")  # the run of this experiment that this one repeats, if it does
         self.session = secrets.token_hex(4)
         self.appending = False
+
+    @property
+    def first(self) -> "Run":
+        """The run that this one repeats, else itself."""
+        return Run(self.folder.parent / self.repeats) if self.repeats else self
 
     def log(self, step: int, **numbers: float) -> None:
         """Append what was measured at a step; a number that is not finite is written as null."""
@@ -176,13 +182,15 @@ class Run:
             "result": end.get("result"),
             "error": end.get("error"),
             "replayable": self.obstacle() is None,
+            "repeats": self.repeats,
         }
 
 # %% ../../nbs/base/08_ledger.ipynb #89a7f6c1
 def open_run(
-    home: Path, experiment: str, params: dict, seed: int | None = None, now: datetime | None = None
-) -> Run:
-    """Begin a run: its folder, with parameters and environment."""
+    home: Path, experiment: str, params: dict, seed: int | None = None, now: datetime | None = None,
+    repeats: str | None = None,
+) -> Run:  # fmt: skip
+    """Begin a run, or one that `repeats` another: its folder, with parameters and environment."""
     if not re.fullmatch(r"\w[\w-]*", experiment, re.ASCII):
         raise BadInput(f"{experiment!r} cannot name an experiment: use letters, digits, _ and -.")
     now = now or datetime.now(UTC)
@@ -197,7 +205,7 @@ def open_run(
         "seed": seed,
         "started_at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
         "params": params,
-    }
+    } | ({"repeats": repeats} if repeats else {})
     write_json(folder / "params.json", asked)
     return Run(folder)
 
@@ -237,7 +245,7 @@ def close_for_replay(home: Path, data: str, reason: str) -> list[str]:
 RUNS = (
     "experiment VARCHAR, run VARCHAR, status VARCHAR, started_at TIMESTAMP, finished_at TIMESTAMP, seed BIGINT, "
     "seconds DOUBLE, joules DOUBLE, method VARCHAR, gco2 DOUBLE, params JSON, result JSON, error VARCHAR, "
-    "replayable BOOLEAN"
+    "replayable BOOLEAN, repeats VARCHAR"
 )
 
 
@@ -252,7 +260,7 @@ VERDICTS = """
     (result->'verdict'->'intervals'->'recall'->>'mean')::DOUBLE AS gain,
     (result->'verdict'->'intervals'->'recall'->>'low')::DOUBLE AS low,
     (result->'verdict'->'intervals'->'recall'->>'high')::DOUBLE AS high, joules, result->>'data_hash' AS data_hash
-    FROM runs WHERE result->>'outcome' IS NOT NULL
+    FROM runs WHERE result->>'outcome' IS NOT NULL AND repeats IS NULL
 """
 Table = tuple[str, list[dict]]  # its columns, and rows with all of them
 

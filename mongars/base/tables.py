@@ -152,6 +152,9 @@ class Exchange(SQLModel, table=True):
     finish_reason: str | None = Field(default=None, max_length=16)
     model: str | None = Field(default=None, max_length=255)
     adapter: str | None = Field(default=None, max_length=255)
+    map_id: str | None = Field(default=None, max_length=32)  # the query map that the question went through
+    map_generation: int | None = None  # how often what serves had changed; none: not noted
+    map_unused: str | None = None  # why a map that served was not used
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 

@@ -44,8 +44,14 @@ def kept(run: Run) -> Kept | None:
 
 
 def earlier(home: Path, owner: str, run: Run) -> list[Kept]:
-    """The slices that other runs of this home have used of a person's questions, newest first."""
-    found = [kept(other) for other in runs(home) if other.id != run.id]
+    """The slices that other runs of this home have used of a person's questions, newest first.
+
+    Of a run that repeats another: those that had been used when that one began.
+    """
+    others = [
+        other for other in runs(home) if other.id != run.id and (not run.repeats or other.id < run.repeats)
+    ]
+    found = [kept(other) for other in others]
     return [one for one in found if one is not None and one.owner == owner]
 
 # %% ../../nbs/growth/25_slices.ipynb #ede7809f

@@ -28,6 +28,7 @@ from mongars.base.tables import (
 )
 from .forgetting import FORGOTTEN, Doomed, remove
 from .memories import Memory, memory_of
+from .query_maps import Mapped
 from .records import locked, remember
 from .sayings import ASSISTANT, Encoded, Told, title_of
 
@@ -47,6 +48,7 @@ class Turn:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     request_digest: str | None = None  # what its idempotency key stands for
+    mapped: Mapped | None = None  # what the question went through; None: not noted
     spent: Spent | None = None  # what it took to make the answer, the last time; None: nobody counted
 
 
@@ -61,6 +63,7 @@ class Outcome:
     prompt_tokens: int | None
     completion_tokens: int | None
     spent: Spent | None = None
+    mapped: Mapped = Mapped()
 
 
 def turns_of(session: Session, exchanges: Sequence[Exchange]) -> list[Turn]:
@@ -76,6 +79,7 @@ def turns_of(session: Session, exchanges: Sequence[Exchange]) -> list[Turn]:
             response=texts.get((e.id, "assistant")), said_at=e.asked_at, finish_reason=e.finish_reason, model=e.model,
             adapter=e.adapter, prompt_tokens=e.prompt_tokens, completion_tokens=e.completion_tokens,
             request_digest=e.request_digest, spent=spent.get(e.id),
+            mapped=None if e.map_generation is None else Mapped(e.map_id, e.map_generation, e.map_unused or ""),
         )
         for e in exchanges
     ]  # fmt: skip
@@ -187,6 +191,8 @@ class Conversations:
             exchange.answered_at = said_at
             exchange.finish_reason = outcome.finish_reason if kept else FORGOTTEN
             exchange.model, exchange.adapter = outcome.model, outcome.adapter
+            exchange.map_id, exchange.map_generation = outcome.mapped.adapter, outcome.mapped.generation
+            exchange.map_unused = outcome.mapped.why or None
             exchange.prompt_tokens, exchange.completion_tokens = (
                 outcome.prompt_tokens,
                 outcome.completion_tokens,

@@ -94,9 +94,10 @@ class QueryMaps:
             return Held(None, generation)
         try:
             query_map, card = read(place_of(self.home, id))
-            if card.owner != person:
-                raise BadInput(f"the map {id} belongs to somebody else")
-        except BadInput as error:
-            log.warning("Questions are asked without their map: %s", error.detail)
-            return Held(id, generation, wrong=error.detail)
-        return Held(id, generation, query_map, card)
+            if card.owner == person:
+                return Held(id, generation, query_map, card)
+            why = wrong = f"the map {id} belongs to somebody else"
+        except BadInput as error:  # it names a folder: that is for the log, not for who asks
+            why, wrong = error.detail, f"the map {id} cannot be used; the server's log says why"
+        log.warning("Questions are asked without their map: %s", why)
+        return Held(id, generation, wrong=wrong)

@@ -19,6 +19,7 @@ from ..base.tables import now_utc
 from ..memory.conversations import Conversations, Outcome, Turn
 from ..memory.hippocampus import Hippocampus
 from ..memory.memories import Memory
+from ..memory.query_maps import Mapped
 from ..memory.sayings import LONGEST_TEXT, Encoded, Told, check_text
 from .bouche import Bouche, Sentence
 from .hearing import tells
@@ -180,7 +181,7 @@ class _Work:
 
     async def run(self) -> None:
         try:
-            said, memories, messages = await self._prepare()
+            said, memories, messages, mapped = await self._prepare()
             turn = await self._open(said)
             self.events.put_nowait(Started(turn, memories))
             try:
@@ -190,7 +191,7 @@ class _Work:
             except Exception:
                 await asyncio.to_thread(self._book_in_thread, turn)
                 raise
-            turn = await self._finish(turn, text, finish, memories)
+            turn = await self._finish(turn, text, finish, memories, mapped)
             self.events.put_nowait(Answered(turn, memories))
         except asyncio.CancelledError:  # the loop itself is being closed
             self.events.put_nowait(NotReady(BROKEN_OFF, retry_after=5))
@@ -225,7 +226,7 @@ class _Work:
         )  # fmt: skip
         window = cortex.model.context_window
         draft = fit(draft, cortex.model.count, window - min(ask.sampling.max_new_tokens, window // 4))
-        return said, items[: max(0, len(draft.memories) - len(heard))], compose(draft)
+        return said, items[: max(0, len(draft.memories) - len(heard))], compose(draft), recall.mapped
 
     def _encoded(self, told: Told, **options) -> Encoded:
         return self.cortex.hippocampus.encode(self.ask.person, [told], **options)[0]
@@ -262,10 +263,12 @@ class _Work:
             self.generating = False
         return "".join(said), finish
 
-    async def _finish(self, turn: Turn, text: str, finish: Finish, memories: Sequence[Memory]) -> Turn:
-        return await asyncio.to_thread(self._finish_in_thread, turn, text, finish, memories)
+    async def _finish(self, *made) -> Turn:
+        return await asyncio.to_thread(self._finish_in_thread, *made)
 
-    def _finish_in_thread(self, turn: Turn, text: str, finish: Finish, memories: Sequence[Memory]) -> Turn:
+    def _finish_in_thread(
+        self, turn: Turn, text: str, finish: Finish, memories: Sequence[Memory], mapped: Mapped
+    ) -> Turn:
         cortex = self.cortex
         now = cortex.clock()
         told = Told(text, now, "assistant", conversation=turn.conversation_id)
@@ -276,7 +279,13 @@ class _Work:
             finish.completion_tokens or None,
         )  # unknown if it was broken off
         outcome = Outcome(
-            text, finish.reason, cortex.model.name, cortex.model.adapter, *tokens, self.place.portion.spent()
+            text,
+            finish.reason,
+            cortex.model.name,
+            cortex.model.adapter,
+            *tokens,
+            self.place.portion.spent(),
+            mapped,
         )
         return cortex.conversations.finish(self.ask.person, turn.id, outcome, now, said, memories)
 

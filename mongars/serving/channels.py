@@ -19,7 +19,7 @@ from ..base.errors import Busy, MongarsError
 from ..base.store import Store
 from ..base.tables import Person, ToldEvent
 from ..mind.cortex import Answered, Ask, Cortex, Said, Started
-from .stream import usage_shape
+from .stream import recall_shape, usage_shape
 
 log = logging.getLogger("mongars")
 
@@ -205,10 +205,10 @@ def ack(id: str, event: Started) -> dict:
 
 def done(id: str, event: Answered) -> dict:
     """The answer is stored: its pieces joined are what was."""
-    turn = event.turn
+    turn, through = event.turn, recall_shape(event.turn)
     return {
         "type": "done", "id": id, "turn_id": turn.id, "conversation_id": turn.conversation_id, "model": turn.model,
-        "adapter": turn.adapter, "finish_reason": turn.finish_reason,
+        "adapter": turn.adapter, "recall": through and through.model_dump(), "finish_reason": turn.finish_reason,
         "usage": usage_shape(turn).model_dump(mode="json"),
     }  # fmt: skip
 

@@ -105,7 +105,13 @@ def chat(
 # %% ../../nbs/serving/15_cli.ipynb #6dd3b588
 app.command(name="run")(learning_commands.run_experiment)
 app.command(name="runs")(learning_commands.list_runs)
-for command in (night_commands.evolve, night_commands.rollback, night_commands.report, night_commands.sql):
+for command in (
+    night_commands.evolve,
+    night_commands.rollback,
+    night_commands.report,
+    night_commands.replay,
+    night_commands.sql,
+):
     app.command()(command)
 app.command()(learning_commands.energy)
 app.command(name="import")(memory_commands.import_chats)

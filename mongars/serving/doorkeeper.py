@@ -64,6 +64,7 @@ class Doorkeeper:
         if scope["type"] == "websocket" and room:
             return await send({"type": "websocket.close"})
         ours = path in GATES or path == "/memories" or path.startswith(("/pages/", "/memories/"))
+        ours = ours or path == "/operators" or path.startswith("/operators/")
         if scope["type"] != "http" or not (room or ours):
             return await self.app(scope, receive, send)
         request, nonce = Request(scope, receive), secrets.token_urlsafe(16)

@@ -23,6 +23,7 @@ from .costs import figures
 from .doorkeeper import Doorkeeper
 from .doors import PAGES, doors, template, told
 from .memories_page import changes, memories_page
+from .operators_page import operators_page
 from .opinion import about, consent_line, explain, judge, thumbs
 from mongars.serving.view import (
     SHOWN_CONVERSATIONS,
@@ -296,6 +297,7 @@ def add_page(app: FastAPI) -> FastAPI:
     app.state.arrivals = Arrivals()
     app.include_router(memories_page)
     app.include_router(changes)
+    app.include_router(operators_page)
     app.mount("/pages", StaticFiles(directory=PAGES))
     system = ["ui-sans-serif", "system-ui", "sans-serif"]
     theme = gr.themes.Base(font=system, font_mono=["ui-monospace", "monospace"])

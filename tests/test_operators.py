@@ -1,0 +1,170 @@
+"""The page for operators: who may see it, what it shows, and how what serves is taken back."""
+
+from dataclasses import dataclass
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from routes import CANARY, PAGES
+
+from mongars.base.ledger import open_run
+from mongars.growth.evaluation import ACCEPTED
+from mongars.growth.lineage import serving
+from mongars.growth.safe_apply import apply
+from mongars.neurons.query_map import MapCard, QueryMap, write
+from mongars.serving.accounts import ROLES
+from mongars.serving.operators_page import operators_page
+
+VERDICTS = [
+    ("refused", 0.01, -0.06, 0.08),
+    ("not enough evidence", None, None, None),
+    ("accepted", 0.31, 0.22, 0.4),
+]
+
+
+@dataclass
+class Operated:
+    """A house in which something was learnt of Bo."""
+
+    client: object
+    house: object
+    person: str
+    runs: list[str]
+
+    def keys(self, role: str) -> dict[str, str]:
+        """What somebody of a role sends."""
+        name = f"some.{role}"
+        person = self.house.accounts.find(name) or self.house.accounts.register(name, None, role)
+        return {"Authorization": f"Bearer {self.house.accounts.issue(person, 'api_key')}"}
+
+
+def furnish(house) -> tuple[str, list[str]]:
+    """Runs with verdicts, of which the last has a map that serves Bo, who said something; the runs' names."""
+    settings, made = house.settings, []
+    bo = house.accounts.register("some.bo", None).id
+    house.hippocampus.add(bo, "user", f"My {CANARY} sings.", house.cortex.clock())
+    for outcome, mean, low, high in VERDICTS:
+        run = open_run(settings.home, "self_training", {"person": bo}, seed=0)
+        interval = {"mean": mean, "low": low, "high": high}
+        verdict = {"checks": [], "intervals": {"recall": interval}} if mean is not None else None
+        run.finish({
+            "outcome": outcome, "reasons": [f"It was {outcome}."], "verdict": verdict, "person": bo,
+            "data_hash": "d" * 64, "pairs": {"train": 9}, "strength": 1.0, "weight_change": 0.2,
+        })  # fmt: skip
+        made.append(run)
+    d = house.embedder.dimension
+    turned = QueryMap(np.eye(d, dtype=np.float32) + np.eye(d, k=1, dtype=np.float32) / 50)
+    card = MapCard(
+        house.embedder.fingerprint, bo, "d" * 64, run.id, 0, 1.0, 9, None, "unknown", "2026-01-02T00:00:00Z",
+        probes=turned.likeness(house.embedder.embed),
+    )  # fmt: skip
+    write(run.folder / "map", turned, card)
+    apply(house.store, settings.home, run.folder / "map", ACCEPTED, None, 0.5, house.embedder)
+    failed = open_run(settings.home, "train_reader", {}, seed=0)
+    failed.fail("ValueError: <b>too hot</b>")
+    return bo, [run.id for run in (*made, failed)]
+
+
+@pytest.fixture(scope="module")
+def operated(make_app):
+    with make_app(page=True) as client:
+        house = client.app.state.house
+        bo, made = furnish(house)
+        yield Operated(client, house, bo, made)
+
+
+class Names(HTMLParser):
+    """The elements and attributes of a page."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.seen: list[tuple[str, dict]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+
+def test_every_page_has_a_rule_and_every_rule_a_page():
+    assert {f"{method} {route.path}" for route in operators_page.routes for method in route.methods} == set(
+        PAGES
+    )
+
+
+@pytest.mark.parametrize("who", ["nobody", *ROLES])
+@pytest.mark.parametrize("route", sorted(PAGES))
+def test_a_page_is_for_whom_its_rule_says(operated, route, who):
+    method, path = route.split()
+    asked = PAGES[route].call({"person_id": operated.person, "run": operated.runs[0]})
+    path, headers = asked.pop("path", path), {} if who == "nobody" else operated.keys(who)
+    answer = operated.client.request(method, path, headers=headers, **asked)
+    assert CANARY not in answer.text and answer.headers["Content-Security-Policy"].startswith(
+        "default-src 'none'"
+    )
+    if who == "nobody":
+        assert answer.status_code == 401 and "/sign-in" in answer.text
+    elif ROLES.index(who) < ROLES.index(PAGES[route].rule):
+        assert answer.status_code == 403 and "takes the role operator; yours is user" in answer.text
+        assert operated.person not in answer.text and operated.runs[0] not in answer.text
+    else:
+        assert answer.status_code in (200, 409), answer.text  # the form names no map: nothing is rolled back
+    assert serving(operated.house.store, operated.person).generation == 1
+
+
+def test_runs_verdicts_and_what_serves_are_shown_and_nothing_from_elsewhere(operated):
+    html = operated.client.get("/operators", headers=operated.keys("operator")).text
+    assert all(run in html for run in operated.runs) and "unknown" in html
+    assert "accepted, +0.310 (+0.220 to +0.400)" in html and "nothing was compared" in html
+    now = serving(operated.house.store, operated.person)
+    assert now.id in html and operated.person in html and "some.bo" not in html
+    names = Names(html).seen
+    groups = [about["class"] for tag, about in names if tag == "g" and about.get("class") != "mark"]
+    assert groups == ["accepted", "not-enough-evidence", "refused"]  # newest first, each with its shape
+    links = [about.get(name) for _, about in names for name in ("href", "src", "action") if about.get(name)]
+    assert links and all(link.startswith("/") and not link.startswith("//") for link in links)
+    assert not [tag for tag, about in names if tag == "script" or "style" in about or "onclick" in about]
+    report = operated.client.get(
+        f"/operators/runs/{operated.runs[2]}", headers=operated.keys("operator")
+    ).text
+    assert "<h2>Accepted</h2>" in report and "It was accepted." in report
+    broken = operated.client.get(
+        f"/operators/runs/{operated.runs[3]}", headers=operated.keys("operator")
+    ).text
+    assert "&lt;b&gt;too hot" in broken and "<b>too" not in broken
+    gone = operated.client.get("/operators/runs/nothing", headers=operated.keys("operator"))
+    assert gone.status_code == 404 and "There is no run" in gone.text
+
+
+def test_the_way_to_it_is_shown_to_those_who_may(operated):
+    from mongars.serving.view import signed_in
+
+    people = {role: operated.house.accounts.register(f"shown.{role}", None, role) for role in ROLES}
+    shown = {
+        role: 'href="/operators"' in signed_in(operated.house, person.id) for role, person in people.items()
+    }
+    assert shown == {"user": False, "operator": True, "admin": True}
+
+
+def test_what_serves_is_taken_back_when_it_is_still_what_was_shown_and_no_other_page_can(operated):
+    client, keys, place = operated.client, operated.keys("operator"), f"/operators/rollback/{operated.person}"
+    id = serving(operated.house.store, operated.person).id
+    asked = client.get(place, headers=keys).text
+    assert f'value="{id}"' in asked and "no map will serve them" in asked
+    elsewhere = client.post(
+        place, data={"adapter": id}, headers=keys | {"Origin": "http://elsewhere.example"}
+    )
+    stale = client.post(place, data={"adapter": "f" * 32}, headers=keys)
+    assert (elsewhere.status_code, stale.status_code) == (403, 409) and "Nothing was changed" in stale.text
+    assert serving(operated.house.store, operated.person).id == id
+    done = client.post(place, data={"adapter": id}, headers=keys | {"Origin": "http://testserver"})
+    assert done.status_code == 303 and serving(operated.house.store, operated.person).id is None
+    page = client.get(done.headers["location"], headers=keys).text
+    assert f"No map serves {operated.person} again" in page
+    again = client.post(place, data={"adapter": id}, headers=keys)
+    assert again.status_code == 409 and client.get(place, headers=keys).status_code == 404
+    [line] = [
+        line
+        for line in operated.house.audit.lines()
+        if line["what"] == "rollback" and line["result"] == "done"
+    ]
+    assert (line["on"], line["adapter"], line["role"]) == (operated.person, id, "operator")
