@@ -1028,7 +1028,7 @@ def test_nobody_meets_the_memories_of_another(server):
             if method == "POST":
                 foreign = as_ana | {"Origin": "http://elsewhere.example"}
                 assert httpx.post(server.url + path, headers=foreign, data=data).status_code == 403, path
-    assert tried == 16
+    assert tried == 17
     (kept,) = remembered(server, bo)
     assert kept == memory and len(remembered(server, bo, roles=())) == 2
 
