@@ -150,7 +150,7 @@ def test_merged_and_beside_the_weights_it_says_the_same(models):
 
 @pytest.mark.timeout(300)
 def test_it_reads_what_the_base_does_not(models):
-    rows = {"one fact, English": 16, "near miss": 12, "newer wins": 12, "nothing there": 16}
+    rows = {"one fact, English": 12, "near miss": 8, "newer wins": 8, "nothing there": 12}
     items = [item for row, n in rows.items() for item in examination(row, n, seed=7)]
     prompts = [item.messages() for item in items]
     scores = {
