@@ -118,22 +118,26 @@ class Audit:
 
     def _append(self, data: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._full():
+            self._turn()
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             if os.write(handle, data) < len(data):
                 os.write(
                     handle, b"\n"
                 )  # what comes after is not glued to the rest; raises while there is no room
-            size = os.fstat(handle).st_size
         finally:
             os.close(handle)
-        if size >= self.largest:
-            self._turn()
+
+    def _full(self) -> bool:
+        with suppress(FileNotFoundError):
+            return self.path.stat().st_size >= self.largest
+        return False
 
     def _turn(self) -> None:
         """Begin a new file, unless another process just did: who still has the old one open writes to its end."""
         with suppress(Timeout), FileLock(self.path.with_name("audit.lock"), timeout=1, mode=0o600):
-            if self.path.stat().st_size >= self.largest:
+            if self._full():
                 for n in range(self.kept, 0, -1):
                     with suppress(FileNotFoundError):
                         os.replace(self._older(n - 1), self._older(n))
