@@ -148,16 +148,30 @@ def test_merged_and_beside_the_weights_it_says_the_same(models):
         assert (logits["base"] - logits["merged"]).abs().max() > 1
 
 
-@pytest.mark.timeout(300)
-def test_it_reads_what_the_base_does_not(models):
-    rows = {"one fact, English": 12, "near miss": 8, "newer wins": 8, "nothing there": 12}
+@pytest.fixture(scope="module")
+def right(models):
+    """How many of how many questions a model answers right; each is asked once, and takes minutes on one core."""
+    rows, known = {"one fact, English": 16, "near miss": 12, "newer wins": 12, "nothing there": 16}, {}
     items = [item for row, n in rows.items() for item in examination(row, n, seed=7)]
     prompts = [item.messages() for item in items]
-    scores = {
-        name: mark(items, answer_all(models[name], models["tokenizer"], prompts, max_new_tokens=32))
-        for name in ("base", "merged")
-    }
-    right = {name: sum(scores[name][row].right for row in rows) for name in scores}
-    assert right["merged"] >= 0.5 * len(items) and right["merged"] >= right["base"] + 0.25 * len(items), (
-        scores
-    )
+
+    def count(name: str) -> tuple[int, int]:
+        if name not in known:
+            said = answer_all(models[name], models["tokenizer"], prompts, max_new_tokens=32)
+            scores = mark(items, said)
+            known[name] = sum(scores[row].right for row in rows)
+        return known[name], len(items)
+
+    return count
+
+
+@pytest.mark.timeout(300)
+def test_the_base_reads_less_than_half(right):
+    base, all_of_them = right("base")
+    assert base < 0.5 * all_of_them, base
+
+
+@pytest.mark.timeout(300)
+def test_it_reads_what_the_base_does_not(right):
+    (base, _), (merged, all_of_them) = right("base"), right("merged")
+    assert merged >= 0.5 * all_of_them and merged >= base + 0.25 * all_of_them, (base, merged)
