@@ -16,6 +16,8 @@ from datetime import datetime
 
 from ..base.errors import BadInput, Conflict, NotReady
 from ..base.tables import now_utc
+from ..memory.chat_adapters import ChatAdapters
+from ..memory.chat_adapters import Held as Worn
 from ..memory.conversations import Conversations, Outcome, Turn
 from ..memory.hippocampus import Hippocampus
 from ..memory.memories import Memory
@@ -98,10 +100,11 @@ class Cortex:
         echoes: bool = False,  # show the model what it is being told: it takes telling for asking
         clock: Callable[[], datetime] = now_utc,
         longest: int = LONGEST_TEXT,  # characters of a message
+        adapters: ChatAdapters | None = None,  # of single persons; None: nobody has one
     ):
         self.hippocampus, self.conversations, self.model = hippocampus, conversations, model
         self.memories, self.close_by, self.echoes = memories, close, echoes
-        self.clock, self.longest = clock, longest
+        self.clock, self.longest, self.adapters = clock, longest, adapters
         self._works: dict[asyncio.Task, _Work] = {}
         self._keys: set[tuple[str, str]] = set()  # of messages that are being answered
         self._closing = False
@@ -172,6 +175,7 @@ class _Work:
         self.cortex, self.ask, self.known, self.place = cortex, ask, known, place
         self.events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
         self.generating, self.listened = False, True
+        self.worn = Worn()  # what answers beside the adapter that is merged
 
     def leave(self, task: asyncio.Task) -> None:
         """The listener is gone: stop generating, but never in the middle of a commit."""
@@ -207,6 +211,8 @@ class _Work:
 
     def _prepare_in_thread(self) -> tuple:
         ask, cortex = self.ask, self.cortex
+        if cortex.adapters:
+            self.worn = cortex.adapters.of(ask.person)
         conversation = self.known.conversation_id if self.known else ask.conversation_id
         turns = cortex.conversations.recent(ask.person, conversation, RECENT_TURNS) if conversation else []
         recent = ask.recent if ask.recent is not None else as_messages(turns)
@@ -246,7 +252,9 @@ class _Work:
         try:
             if not self.listened:
                 return "", finish
-            async with contextlib.aclosing(self.place.stream(messages, self.ask.sampling)) as pieces:
+            async with contextlib.aclosing(
+                self.place.stream(messages, self.ask.sampling, self.worn.lora)
+            ) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Finish):
                         finish = piece
@@ -282,18 +290,23 @@ class _Work:
             text,
             finish.reason,
             cortex.model.name,
-            cortex.model.adapter,
+            self._adapter,
             *tokens,
             self.place.portion.spent(),
             mapped,
         )
         return cortex.conversations.finish(self.ask.person, turn.id, outcome, now, said, memories)
 
+    @property
+    def _adapter(self) -> str | None:
+        """The adapter that answers, by the name of the merged one or the id of the person's own."""
+        return self.worn.id if self.worn.lora else self.cortex.model.adapter
+
     def _book_in_thread(self, turn: Turn) -> None:
         """Keep what an answer took that never came to be."""
         cortex, spent = self.cortex, self.place.portion.spent()
         cortex.conversations.book(
-            self.ask.person, turn.id, cortex.clock(), cortex.model.name, cortex.model.adapter, spent
+            self.ask.person, turn.id, cortex.clock(), cortex.model.name, self._adapter, spent
         )
 
 

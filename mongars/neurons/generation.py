@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..base.errors import BadInput
 from . import adapters
 from .form import Forms, Likely, Piece, within
+from .lora import Lora, Wardrobe, open_lora
 from .model_folder import fingerprint
 from .prompt import Message
 
@@ -199,6 +200,10 @@ class Engine(ABC):
     def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to let go of
         """Let go of what goes not with the object: nothing."""
 
+    def adapt(self, folder: Path) -> Lora:
+        """One person's adapter, to be handed to `generate`; `BadInput` when it was not made for what is loaded here."""
+        return open_lora(folder, self.fingerprint, self.adapter and self.adapter.weights_sha256)
+
     def accept(self, sampling: Sampling) -> None:
         """`BadInput` says what of a wish cannot be fulfilled."""
         if sampling.schema is not None:
@@ -214,10 +219,12 @@ class Engine(ABC):
         sampling: Sampling,
         cancelled: Callable[[], bool] = lambda: False,
         owner: str | None = None,
+        lora: Lora | None = None,
     ) -> Iterator[str | Finish]:
         """The answer in pieces of text as they come, then a `Finish`. `BadInput` when the prompt fills the window.
 
-        `owner`: an opaque key of the person; what was read for one is never of use to another.
+        `owner`: an opaque key of the person; what was read for one is never of use to another. `lora`: what `adapt`
+        gave for the adapter that is to answer, beside the one that is merged.
         """
         prompt = self.encode(messages)
         room = self.context_window - len(prompt)
@@ -226,7 +233,7 @@ class Engine(ABC):
         limit, reason, said, unsaid = min(sampling.max_new_tokens, room), "length", [], []
         chooser = Chooser(sampling, self.forms, self.device)
         watch, stream = StopWatch(sampling.stop), DecodeStream(skip_special_tokens=True)
-        with closing(self._tokens(prompt, limit, chooser, cancelled, owner)) as tokens:
+        with closing(self._tokens(prompt, limit, chooser, cancelled, owner, lora)) as tokens:
             for token in tokens:
                 if token is None or token in self.ends:
                     reason = "cancelled" if token is None else "stop"
@@ -251,6 +258,7 @@ class Engine(ABC):
         chooser: Chooser,
         cancelled: Callable[[], bool],
         owner: str | None,
+        lora: Lora | None = None,
     ) -> Iterator[int | None]:
         """At most `limit` tokens; None when it was cancelled."""
 
@@ -285,12 +293,16 @@ class TransformersEngine(Engine):
             self.model = adapters.merge(self.model, adapter, dtype)
         self.device = "cuda" if on_gpu else "cpu"
         self.model.to(self.device).eval()
+        self._wardrobe = Wardrobe(self.model)
         self.gpu = (
             f"GPU-{torch.cuda.get_device_properties(0).uuid}" if on_gpu else None
         )  # as its driver names it
 
+    def adapt(self, folder: Path) -> Lora:
+        return self._wardrobe.fit(super().adapt(folder))
+
     @torch.inference_mode()
-    def _tokens(self, prompt, limit, chooser, cancelled, owner=None) -> Iterator[int | None]:
+    def _tokens(self, prompt, limit, chooser, cancelled, owner=None, lora=None) -> Iterator[int | None]:
         device = self.device
         cache, fresh = DynamicCache(config=self.model.config), torch.tensor([prompt], device=device)
         for _ in range(limit):
@@ -298,7 +310,10 @@ class TransformersEngine(Engine):
                 if cancelled():
                     yield None
                     return
-                output = self.model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                with self._wardrobe.wearing(lora):
+                    output = self.model(
+                        input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1
+                    )
             token = chooser.next(output.logits[0, -1].float())
             yield token
             fresh = torch.tensor([[token]], device=device)

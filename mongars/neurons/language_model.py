@@ -21,6 +21,7 @@ from ..base.errors import Busy
 from ..base.portions import Portions, counters
 from ..base.telemetry import ANSWERS, FIRST_TOKEN_SECONDS, TOKENS
 from .generation import Engine, Finish, Sampling, TransformersEngine
+from .lora import Lora
 from .prompt import Message
 from .remote import RemoteEngine
 
@@ -110,6 +111,10 @@ class LanguageModel:
         """How many tokens prompt and answer may have together. A server is asked for it once: blocks."""
         return self.engine.context_window
 
+    def adapt(self, folder: Path) -> Lora:
+        """One person's adapter, to be worn by an answer; `BadInput` when it was not made for this model. Blocks."""
+        return self.engine.adapt(folder)
+
     def accept(self, sampling: Sampling) -> None:
         """`BadInput` says what of a wish the engine cannot fulfil. Blocks."""
         self.engine.accept(sampling)
@@ -162,22 +167,25 @@ class Place:
     def __init__(self, model: LanguageModel, owner: str | None):
         self.model, self.owner, self.portion = model, owner, model.portions.portion()
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[str | Finish]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, lora: Lora | None = None
+    ) -> AsyncIterator[str | Finish]:
         """The answer in pieces as they come, then a `Finish`. Leaving the loop early stops the work.
 
-        An engine may keep what it read for the next answer to the same owner.
+        `lora`: the adapter (`LanguageModel.adapt`) that is to answer beside the one that is merged. An engine may keep
+        what it read for the next answer to the same owner.
         """
         came = time.perf_counter()
         async with (
             self.model._turns.turn(self.owner),
-            contextlib.aclosing(self._pieces(messages, sampling, came)) as pieces,
+            contextlib.aclosing(self._pieces((messages, sampling, lora), came)) as pieces,
         ):
             async for piece in pieces:
                 yield piece
 
-    async def _pieces(self, messages, sampling, came: float) -> AsyncIterator[str | Finish]:
+    async def _pieces(self, wish: tuple, came: float) -> AsyncIterator[str | Finish]:
         loop, pieces, left = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
-        work = loop.run_in_executor(self.model._workers, self._work, messages, sampling, loop, pieces, left)
+        work = loop.run_in_executor(self.model._workers, self._work, wish, loop, pieces, left)
         first = True
         try:
             while True:
@@ -194,11 +202,11 @@ class Place:
             left.set()
             work.cancel()  # if it has not begun
 
-    def _work(self, messages, sampling, loop, pieces, left) -> None:
-        began = time.perf_counter()
+    def _work(self, wish, loop, pieces, left) -> None:
+        (messages, sampling, lora), began = wish, time.perf_counter()
         try:
             with self.portion:
-                for piece in self.model.engine.generate(messages, sampling, left.is_set, self.owner):
+                for piece in self.model.engine.generate(messages, sampling, left.is_set, self.owner, lora):
                     loop.call_soon_threadsafe(pieces.put_nowait, piece)
                     if isinstance(piece, Finish):
                         TOKENS.labels("read").inc(piece.prompt_tokens)

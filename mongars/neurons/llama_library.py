@@ -10,6 +10,7 @@ __all__ = ['PACKAGE', 'POLICY', 'FUNCTIONS', 'DEFAULTS', 'ModelParams', 'Context
 import ctypes
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint32, c_void_p
@@ -84,6 +85,9 @@ FUNCTIONS = {  # name: result, arguments
     "llama_state_seq_get_size": (c_size_t, [c_void_p, c_int32]),
     "llama_state_seq_get_data": (c_size_t, [c_void_p, c_void_p, c_size_t, c_int32]),
     "llama_state_seq_set_data": (c_size_t, [c_void_p, c_void_p, c_size_t, c_int32]),
+    "llama_adapter_lora_init": (c_void_p, [c_void_p, c_char_p]),
+    "llama_adapter_lora_free": (None, [c_void_p]),
+    "llama_set_adapters_lora": (c_int32, [c_void_p, c_void_p, c_size_t, c_void_p]),
 }
 
 # %% ../../nbs/neurons/14_llama_library.ipynb #abf2fd87
@@ -160,12 +164,16 @@ def threads() -> int:
 
 
 class Reader:
-    """A model of a GGUF file, with room for several sequences of tokens. One thread may use it at a time."""
+    """A model of a GGUF file, with room for several sequences of tokens. One thread may use it at a time.
+
+    Adapters lie beside the weights (`adapter`), and all that is read is read with the one that it wears, or with none.
+    """
 
     def __init__(self, file: Path, room: int, sequences: int, batch: int = 512):
         """`room`: tokens that all sequences have together. `BadInput` when the file cannot be used."""
         self._library, self.sequences, self.room, self.batch = library(), sequences, room, batch
-        self._model = self._context = None
+        self._model = self._context = self._worn = None
+        self._adapters = threading.Lock()  # the list of a model's adapters is not made for several threads
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = 0
         self._model = self._library.llama_model_load_from_file(str(file).encode(), params)
@@ -204,6 +212,33 @@ class Reader:
             ctypes.memmove(row.ctypes.data, found, row.nbytes)
         return scores
 
+    def adapter(self, file: Path) -> int:
+        """Load an adapter of a GGUF file (`gguf_form.write_lora`); any thread may. `BadInput` when it does not fit."""
+        with self._adapters:
+            if not self._model:
+                raise NotReady("The model is being closed. Try again in a moment.", retry_after=5)
+            found = self._library.llama_adapter_lora_init(self._model, str(file).encode())
+        if not found:
+            raise BadInput("llama.cpp cannot put this adapter beside the model: its layers are others.")
+        return found
+
+    def wear(self, adapter: int | None) -> None:
+        """Read with an adapter from now on, or with none."""
+        if adapter == self._worn:
+            return
+        one = (c_void_p * 1)(adapter) if adapter else None
+        if result := self._library.llama_set_adapters_lora(
+            self._context, one, 1 if adapter else 0, (c_float * 1)(1.0)
+        ):
+            raise RuntimeError(f"llama.cpp could not put the adapter on: result {result}")
+        self._worn = adapter
+
+    def drop(self, adapter: int) -> None:
+        """Give the memory of an adapter back."""
+        self.wear(None)  # also for the next one, which may come to lie at the same address
+        with self._adapters:
+            self._library.llama_adapter_lora_free(adapter)
+
     def forget(self, sequence: int, start: int = 0) -> None:
         """Drop a sequence from a place on."""
         self._library.llama_memory_seq_rm(self._memory, sequence, start, -1)
@@ -223,10 +258,11 @@ class Reader:
         return self._library.llama_state_seq_set_data(self._context, source, len(state), sequence) > 0
 
     def close(self) -> None:
-        """Give the memory back."""
-        if self._context:
-            self._library.llama_batch_free(self._batch)
-            self._library.llama_free(self._context)
-        if self._model:
-            self._library.llama_model_free(self._model)
-        self._model = self._context = None
+        """Give the memory back, that of its adapters too."""
+        with self._adapters:
+            if self._context:
+                self._library.llama_batch_free(self._batch)
+                self._library.llama_free(self._context)
+            if self._model:
+                self._library.llama_model_free(self._model)
+            self._model = self._context = None

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import httpx
@@ -166,6 +168,12 @@ class RemoteEngine:
         """Let go of the connections."""
         self._http.close()
 
+    def adapt(self, folder: Path) -> NoReturn:
+        """`BadInput`: nothing that was learnt here can be put beside weights that are elsewhere."""
+        raise BadInput(
+            f"The adapter in {folder} cannot be put into the model of a server: its weights are its own."
+        )
+
     def accept(self, sampling: Sampling) -> None:
         """`BadInput` says what of a wish cannot be passed on; what the server refuses, it says itself."""
         if sampling.repetition_penalty != 1:
@@ -180,8 +188,9 @@ class RemoteEngine:
         sampling: Sampling,
         cancelled: Callable[[], bool] = lambda: False,
         owner: str | None = None,
+        lora: None = None,
     ) -> Iterator[str | Finish]:
-        """The answer in pieces, then a `Finish`. The server is not told whose it is (`owner`).
+        """The answer in pieces, then a `Finish`. The server is not told whose it is (`owner`); `lora` stays None.
 
         `NotReady` when the server fails, `Busy` when it is full, `BadInput` when it refuses.
         """

@@ -190,10 +190,14 @@ async def completion_chunks(
 def models_of(house: House, person: str | None = None) -> list[dict]:
     """What can be named as `model`, in OpenAI's words; an adapter names its base as vLLM does, in `parent`.
 
-    Of a `person`, also the map that their questions go through now: its parent is the encoder it was learnt for.
+    Of a `person`, also the adapter that answers them now, whose parent is what is merged beneath it, and the map that
+    their questions go through, whose parent is the encoder it was learnt for.
     """
     base, adapter = house.model.name, house.model.adapter
     named = [(base, base, None), *([(adapter, base, base)] if adapter else [])]
+    worn = person and house.cortex.adapters.of(person)
+    if worn and worn.lora:
+        named.append((worn.id, base, adapter or base))
     encoder, held = house.embedder.name, person and house.hippocampus.maps.of(person)
     named.append((encoder, encoder, None))
     if held and held.query_map and held.card.base == house.embedder.fingerprint:

@@ -264,6 +264,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     store = prepare(settings, say, port=False)
     say("Loading the models")
     from mongars.growth.withdrawal import prune
+    from mongars.memory.chat_adapters import ChatAdapters
     from mongars.memory.consent import Consents
     from mongars.memory.conversations import Conversations
     from mongars.memory.ratings import Ratings
@@ -289,7 +290,13 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
             f"{unread} things said were encoded by another model than {embedder.name}: until `mongars consolidate` has "
             "encoded them anew, they are recalled by that one if it is on this machine, else by their words alone"
         )
-    audit, departures = Audit(settings.home), Departures(store, settings.home, hippocampus.let_go)
+    worn = ChatAdapters(store, settings.home, model.adapt)
+
+    def let_go(person: str) -> None:
+        hippocampus.let_go(person)
+        worn.drop(person)
+
+    audit, departures = Audit(settings.home), Departures(store, settings.home, let_go)
     for person in departures.unfinished():
         say(go_on(departures, audit, person))
     if gone := prune(store, settings.home):  # it was forgotten while nobody could do it
@@ -298,7 +305,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     close = CLOSE if settings.reads_little else math.inf
     cortex = Cortex(
         hippocampus, conversations, model, settings.most_memories, close, settings.reads_little,
-        longest=settings.message_characters,
+        longest=settings.message_characters, adapters=worn,
     )  # fmt: skip
     return House(
         settings=settings,
