@@ -12,8 +12,8 @@ from mongars.growth.lineage import RETIRED, STAGED, swap
 from mongars.memory.chat_adapters import KIND, ChatAdapters
 from mongars.neurons import engines
 from mongars.neurons.adapters import place_of, read
-from mongars.neurons.generation import Finish, Sampling
 from mongars.neurons.language_model import LanguageModel
+from mongars.neurons.sampling import Finish, Sampling
 from mongars.neurons.tiny_model import make_adapter
 
 ASK = [{"role": "user", "content": "What do bees do all day, and why do they come back?"}]

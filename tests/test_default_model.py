@@ -14,8 +14,8 @@ from mongars.base.store import Store
 from mongars.mind.cortex import LIKELY, Ask
 from mongars.neurons import model_store, quantised
 from mongars.neurons.embedder import Embedder
-from mongars.neurons.generation import Sampling
 from mongars.neurons.model_folder import sha256, verify
+from mongars.neurons.sampling import Sampling
 from mongars.serving.accounts import Accounts
 from mongars.serving.api import sampling_of
 from mongars.serving.wiring import assemble, open_memory

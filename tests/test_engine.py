@@ -13,8 +13,9 @@ from mongars.base.settings import read_settings
 from mongars.growth.marks import right
 from mongars.growth.reading import examination
 from mongars.neurons import adapters, engines, gguf_form, model_store
-from mongars.neurons.generation import Sampling, TransformersEngine
+from mongars.neurons.generation import TransformersEngine
 from mongars.neurons.language_model import LanguageModel
+from mongars.neurons.sampling import Sampling
 
 SETTINGS = read_settings(_env_file=None)
 NAME = "SmolLM2-135M-Instruct"

@@ -14,7 +14,7 @@ from mongars.base.settings import read_settings
 from mongars.base.store import Store
 from mongars.base.tables import Conversation, Exchange, Remembered
 from mongars.mind.cortex import Answered, Ask
-from mongars.neurons.generation import Sampling
+from mongars.neurons.sampling import Sampling
 from mongars.serving.wiring import assemble
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from mongars.base.errors import NotReady
 from mongars.neurons import model_store
-from mongars.neurons.generation import Sampling, TransformersEngine
+from mongars.neurons.generation import TransformersEngine
 from mongars.neurons.model_folder import check, verify
+from mongars.neurons.sampling import Sampling
 
 COMMIT = "a" * 40
 

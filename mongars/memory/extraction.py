@@ -18,8 +18,8 @@ from .encoding import Encoding
 from .grounding import objection
 from .records import locked, remember
 from .sayings import Told
-from ..neurons.generation import Finish, Sampling
 from ..neurons.prompt import Message
+from ..neurons.sampling import Finish, Sampling
 
 # %% ../../nbs/memory/36_extraction.ipynb #07f2f99c
 FORMAT = 1  # of the question below; another one is another reader

@@ -26,10 +26,10 @@ from ..memory.sayings import LONGEST_TEXT, Encoded, Told, check_text
 from .bouche import Bouche, Sentence
 from .hearing import tells
 from ..neurons.form import Likely
-from ..neurons.generation import Finish, Sampling
 from ..neurons.language_model import LanguageModel, Place
 from ..neurons.prompt import Draft, Message, compose, fit
 from ..neurons.prompt import Memory as Shown
+from ..neurons.sampling import Finish, Sampling
 
 # %% ../../nbs/mind/01_cortex.ipynb #4e4232ba
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ ROUNDS, TOKENS = 5, 32
 
 def measure(wish: Wish, say: Callable[[str], None]) -> dict[str, float]:
     """Tokens a second of whole requests, reading included, by engine: medians of rounds taken in turn, remembered."""
-    from mongars.neurons.generation import Sampling
+    from mongars.neurons.sampling import Sampling
 
     prepare(replace(wish, engine=LLAMA), say)
     loaded = {name: load(wish, Chosen(name, "measured")) for name in (LLAMA, TRANSFORMERS)}

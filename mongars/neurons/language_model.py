@@ -20,10 +20,11 @@ from pathlib import Path
 from ..base.errors import Busy
 from ..base.portions import Portions, counters
 from ..base.telemetry import ANSWERS, FIRST_TOKEN_SECONDS, TOKENS
-from .generation import Engine, Finish, Sampling, TransformersEngine
+from .generation import Engine, TransformersEngine
 from .lora import Lora
 from .prompt import Message
 from .remote import RemoteEngine
+from .sampling import Finish, Sampling
 
 # %% ../../nbs/neurons/05_language_model.ipynb #b701a583
 class Turns:

@@ -19,10 +19,11 @@ import torch
 from transformers import AutoConfig
 
 from ..base.errors import NotReady
-from .generation import Chooser, Engine
+from .generation import Engine
 from .gguf_form import passing_file, probes, write_lora
 from .llama_library import Reader
 from .lora import Lora
+from .sampling import Chooser
 
 # %% ../../nbs/neurons/16_llama_engine.ipynb #761add22
 ALIKE = 16  # fewer tokens in common are read again rather than copied

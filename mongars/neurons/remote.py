@@ -23,8 +23,8 @@ from ..base.errors import BadInput, Busy, MongarsError, NotReady
 from ..base.outbound import client_for
 from ..base.settings import REMOTE
 from .form import ANY_OBJECT, Likely, Piece
-from .generation import Finish, Sampling
 from .prompt import Message
+from .sampling import Finish, Sampling
 
 # %% ../../nbs/neurons/13_remote.ipynb #97e159ff
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..base.errors import MongarsError, NotReady
 from ..base.settings import Settings, read_settings
 from ..base.telemetry import REQUEST_SECONDS, REQUESTS, exposition
 from ..mind.cortex import Ask
-from ..neurons.generation import Sampling
+from ..neurons.sampling import Sampling
 from .accounts_api import accounts_api
 from .callers import HouseHere, PersonHere, Strict
 from .problems import TooLarge, install_error_handlers

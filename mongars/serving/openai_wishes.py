@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..base.errors import BadInput
 from ..neurons.form import ANY_OBJECT
-from ..neurons.generation import Sampling
+from ..neurons.sampling import Sampling
 from .api import sampling_of
 from .wiring import House
 
