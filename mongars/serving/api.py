@@ -16,10 +16,10 @@ import time
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import FastAPI, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.routing import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, StrictBool
 from sqlalchemy import text as sql
 
 import mongars
@@ -29,8 +29,10 @@ from ..base.telemetry import REQUEST_SECONDS, REQUESTS, exposition
 from ..mind.cortex import Ask
 from ..neurons.sampling import Sampling
 from .accounts_api import accounts_api
-from .callers import HouseHere, PersonHere, Strict
-from .problems import TooLarge, install_error_handlers
+from .callers import HouseHere, PersonHere
+from .contract import complete_contract
+from .fields import Strict, Words, cursor, whole_address
+from .problems import TooLarge, install_error_handlers, problems
 from .stream import AnswerShape, answer_shape, begin, chat_events, finish
 from .wiring import House, assemble
 
@@ -38,9 +40,9 @@ log = logging.getLogger("mongars")
 
 # %% ../../nbs/serving/05_api.ipynb #a14e9499
 class Question(Strict):
-    message: str
+    message: Words
     conversation_id: str | None = None
-    stream: bool = False
+    stream: StrictBool = False
 
 
 class TurnShape(BaseModel):
@@ -72,7 +74,12 @@ def sampling_of(settings: Settings, **changes) -> Sampling:
     return Sampling(**chosen | {name: value for name, value in changes.items() if value is not None})
 
 
-@api.post("/api/v1/conversation/chat", response_model=AnswerShape, tags=["conversation"])
+@api.post(
+    "/api/v1/conversation/chat",
+    response_model=AnswerShape,
+    tags=["conversation"],
+    responses=problems(404, 409) | {200: {"content": {"text/event-stream": {}}}},
+)
 async def chat(
     request: Request,
     house: HouseHere,
@@ -96,13 +103,13 @@ async def chat(
     )
 
 
-@api.get("/api/v1/conversation/history", tags=["conversation"])
+@api.get("/api/v1/conversation/history", tags=["conversation"], responses=problems(404))
 def history(
     house: HouseHere, person: PersonHere, limit: Annotated[int, Query(ge=1, le=200)] = 20,
-    before: str | None = None, conversation_id: str | None = None,
+    before: Annotated[str | None, Query(**cursor("-"))] = None, conversation_id: str | None = None,
 ) -> HistoryShape:  # fmt: skip
     """What was said, newest first; `next` is the `before` of the page after."""
-    turns, cursor = house.conversations.history(person.id, limit, before, conversation_id)
+    turns, following = house.conversations.history(person.id, limit, before, conversation_id)
     items = [
         TurnShape(
             turn_id=t.id,
@@ -113,7 +120,7 @@ def history(
         )
         for t in turns
     ]
-    return HistoryShape(items=items, next=cursor)
+    return HistoryShape(items=items, next=following)
 
 # %% ../../nbs/serving/05_api.ipynb #14cf1f74
 operator = APIRouter(tags=["operation"])
@@ -136,7 +143,7 @@ def ready(house: HouseHere) -> dict[str, str]:
     return {"status": "ready", "model": house.model.name}
 
 
-@operator.get("/metrics")
+@operator.get("/metrics", response_class=PlainTextResponse)
 async def metrics() -> Response:
     """Counts and times, for Prometheus."""
     return Response(exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -217,11 +224,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="mongars", version=mongars.__version__, description="A private assistant that remembers.",
         lifespan=lifespan, docs_url=None, redoc_url=None,  # their pages load scripts from a third party
+        dependencies=[Depends(whole_address)],
     )  # fmt: skip
     app.state.house, app.state.failure = None, NotReady("The server is starting.")
     app.add_middleware(TooLarge, most=chosen.body_bytes)
     app.add_middleware(Measured)
     install_error_handlers(app)
+    complete_contract(app)
     app.include_router(accounts_api)
     app.include_router(api)
     app.include_router(operator)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HouseHere', 'bearer', 'CallerHere', 'PersonHere', 'OperatorHere', 'AdminHere', 'house_of', 'caller_of', 'person_of',
-           'at_least', 'origin_of', 'from_elsewhere', 'Strict']
+           'at_least', 'origin_of', 'from_elsewhere']
 
 # %% ../../nbs/serving/42_callers.ipynb #a005f9c7
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends
 from fastapi.security import OAuth2PasswordBearer
-from pydantic import BaseModel, ConfigDict
 from starlette.requests import HTTPConnection
 
 from ..base.errors import NotAllowed, NotReady, NotSignedIn
@@ -86,9 +85,3 @@ def from_elsewhere(connection: HTTPConnection) -> bool:
     """Whether a page of another origin sent this."""
     origin = connection.headers.get("Origin")
     return origin is not None and urlsplit(origin).netloc != connection.headers.get("Host")
-
-
-class Strict(BaseModel):
-    """A request: a field we do not know is a mistake, not a wish that is ignored."""
-
-    model_config = ConfigDict(extra="forbid")

@@ -12,20 +12,36 @@ from typing import Annotated
 
 from fastapi import Query
 from fastapi.routing import APIRouter
-from pydantic import BaseModel, Field, StrictBool, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from ..base.tables import now_utc
 from ..memory.consent import Agreed
-from ..memory.ratings import Verdict
-from .api import HouseHere, PersonHere, Strict
-from .memories_api import problems
+from ..memory.ratings import BAD, GOOD, LONGEST_COMMENT, MOST_AT_ONCE, Verdict
+from .callers import HouseHere, PersonHere
+from .fields import Strict, Unquoted, Words, cursor
+from .problems import problems
 
 # %% ../../nbs/serving/26_feedback_api.ipynb #c68e070b
 class NewFeedback(Strict):
-    references: list[str] = Field(description="the turn ids of the answers")
-    score: StrictInt = Field(description="1 good, 0 neither, -1 bad")
-    comment: str | None = Field(default=None, description="why")
-    edit: str | None = Field(default=None, description="what the answer should have been; of one answer")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"edit": {"type": "null"}}},
+                {"properties": {"references": {"maxItems": 1}}},
+            ]
+        }
+    )
+
+    references: list[str] = Field(
+        description="the turn ids of the answers", json_schema_extra={"minItems": 1, "maxItems": MOST_AT_ONCE}
+    )
+    score: Annotated[int, Unquoted] = Field(
+        description="1 good, 0 neither, -1 bad", json_schema_extra={"minimum": BAD, "maximum": GOOD}
+    )
+    comment: str | None = Field(
+        default=None, description="why", json_schema_extra={"maxLength": LONGEST_COMMENT}
+    )
+    edit: Words | None = Field(default=None, description="what the answer should have been; of one answer")
 
 
 class FeedbackShape(BaseModel):
@@ -67,41 +83,42 @@ def told(agreed: Agreed) -> ConsentShape:
 feedback_api = APIRouter(prefix="/api/v1", tags=["feedback"])
 
 
-@feedback_api.post("/feedback", responses=problems(404, 409, 422))
+@feedback_api.post("/feedback", responses=problems(404, 409))
 def rate(house: HouseHere, person: PersonHere, body: NewFeedback) -> FeedbacksShape:
     """Rate answers, all of them or none, in place of what was thought of them before; sent again, it is the same."""
     kept = house.ratings.rate(person.id, body.references, body.score, now_utc(), body.comment, body.edit)
     return FeedbacksShape(items=[shape_of(verdict) for verdict in kept])
 
 
-@feedback_api.get("/feedback", responses=problems(422))
+@feedback_api.get("/feedback")
 def ratings(
-    house: HouseHere, person: PersonHere, limit: Annotated[int, Query(ge=1, le=200)] = 50, before: str | None = None
+    house: HouseHere, person: PersonHere, limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[str | None, Query(**cursor("-"))] = None,
 ) -> FeedbacksShape:  # fmt: skip
     """What was thought of answers, the last rated first."""
-    items, cursor = house.ratings.list(person.id, limit, before)
-    return FeedbacksShape(items=[shape_of(verdict) for verdict in items], next=cursor)
+    items, following = house.ratings.list(person.id, limit, before)
+    return FeedbacksShape(items=[shape_of(verdict) for verdict in items], next=following)
 
 
-@feedback_api.get("/feedback/{id}", responses=problems(404))
+@feedback_api.get("/feedback/{id}")
 def rating(house: HouseHere, person: PersonHere, id: str) -> FeedbackShape:
     """What was thought of one answer."""
     return shape_of(house.ratings.get(person.id, id))
 
 
-@feedback_api.delete("/feedback/{id}", responses=problems(404))
+@feedback_api.delete("/feedback/{id}")
 def take_back(house: HouseHere, person: PersonHere, id: str) -> TakenBack:
     """Take a rating back, for good; an edit leaves the data to learn from, too."""
     return TakenBack(wiped=house.ratings.remove(person.id, id))
 
 
-@feedback_api.get("/me/consent", responses=problems())
+@feedback_api.get("/me/consent")
 def consent(house: HouseHere, person: PersonHere) -> ConsentShape:
     """Whether the assistant may learn from this person; off until they say so."""
     return told(house.consents.get(person.id))
 
 
-@feedback_api.put("/me/consent", responses=problems(422))
+@feedback_api.put("/me/consent")
 def agree(house: HouseHere, person: PersonHere, body: NewConsent) -> ConsentShape:
     """Allow it, or not. Taken back, all copies made for learning go, and the runs that used them cannot be repeated."""
     return told(house.consents.set(person.id, body.training_consent, now_utc()))

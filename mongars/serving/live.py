@@ -22,8 +22,9 @@ from starlette.websockets import WebSocketDisconnect
 from ..base.errors import BadInput, Busy, MongarsError, NotAllowed, NotSignedIn
 from ..mind.cortex import Ask
 from .api import TurnShape, sampling_of
-from .callers import Strict, address_of, from_elsewhere, house_of, origin_of
+from .callers import address_of, from_elsewhere, house_of, origin_of
 from .channels import Channel, Listener, refusal
+from .fields import Strict
 from .paces import network_of
 from .sessions import Caller
 from .wiring import House

@@ -18,10 +18,11 @@ from starlette.background import BackgroundTask
 
 from ..base.errors import BadInput, NotReady
 from ..base.tables import Person, now_utc
-from .callers import HouseHere, PersonHere, Strict, address_of
+from .callers import HouseHere, PersonHere, address_of
 from .carrying import whole_account
 from .departures import Departed
-from .memories_api import problems
+from .fields import Strict
+from .problems import problems
 from .wiring import House
 
 # %% ../../nbs/serving/48_me_api.ipynb #d65f3572
@@ -81,7 +82,7 @@ me_api = APIRouter(prefix="/api/v1/me", tags=["accounts"])
 @me_api.get(
     "/export",
     response_class=StreamingResponse,
-    responses=problems() | {200: {"content": {"application/json": {}}}},
+    responses={200: {"content": {"application/json": {}}}},
 )
 def export(request: Request, house: HouseHere, person: PersonHere) -> StreamingResponse:
     """Everything of this person in one file: account, sessions, consent, conversations, memories, ratings."""
@@ -93,7 +94,7 @@ def export(request: Request, house: HouseHere, person: PersonHere) -> StreamingR
     )  # fmt: skip
 
 
-@me_api.delete("", responses=problems(409, 422, 429))
+@me_api.delete("", responses=problems(409))
 def leave(request: Request, house: HouseHere, person: PersonHere, body: Farewell) -> DepartedShape:
     """Delete the account and everything of its person, for good. The last admin's stays."""
     with house.audit.event(request, "account_deleted", person) as line:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['memories_api', 'Limit', 'WholeMemory', 'MemoriesShape', 'FoundShape', 'HistoryOfMemory', 'NewMemory', 'Correction',
-           'Change', 'ForgottenShape', 'ConversationShape', 'ConversationsShape', 'NewConversation', 'Pause', 'Problem',
-           'whole', 'shape_of', 'counted', 'told', 'problems', 'memories', 'search', 'add', 'delete_all', 'memory',
-           'memory_history', 'correct', 'change', 'delete_one', 'conversations', 'start', 'conversation', 'pause',
-           'delete_conversation', 'reasons']
+           'Change', 'ForgottenShape', 'ConversationShape', 'ConversationsShape', 'NewConversation', 'Pause', 'whole',
+           'shape_of', 'counted', 'told', 'memories', 'search', 'add', 'delete_all', 'memory', 'memory_history',
+           'correct', 'change', 'delete_one', 'conversations', 'start', 'conversation', 'pause', 'delete_conversation',
+           'reasons']
 
 # %% ../../nbs/serving/17_memories_api.ipynb #e2223273
 from datetime import date, datetime
@@ -15,14 +15,16 @@ from typing import Annotated, Literal
 
 from fastapi import Query, Request
 from fastapi.routing import APIRouter
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat
 
 from ..base.errors import BadInput
 from ..base.tables import Conversation, now_utc
 from ..memory.forgetting import Forgotten
 from ..memory.memories import Memory
-from .api import HouseHere, PersonHere, Strict
+from .api import HouseHere, PersonHere
 from .audit import Line, id_of
+from .fields import Moment, Strict, Words, cursor
+from .problems import problems
 from .stream import MemoryShape, memory_shape
 
 # %% ../../nbs/serving/17_memories_api.ipynb #68589863
@@ -62,26 +64,28 @@ class HistoryOfMemory(BaseModel):
 
 
 class NewMemory(Strict):
-    text: str
+    text: Words
     kind: Literal["note", "fact"] = "note"
-    said_at: AwareDatetime | None = Field(default=None, description="by default now")
+    said_at: Moment | None = Field(default=None, description="by default now")
     speaker: str | None = Field(default=None, max_length=64, description="by default the person")
-    valid_from: AwareDatetime | None = None
-    valid_until: AwareDatetime | None = None
-    expires_at: AwareDatetime | None = None
-    importance: float | None = Field(default=None, ge=0, le=1)
-    pinned: bool = False
+    valid_from: Moment | None = None
+    valid_until: Moment | None = None
+    expires_at: Moment | None = None
+    importance: StrictFloat | None = Field(default=None, ge=0, le=1)
+    pinned: StrictBool = False
 
 
 class Correction(Strict):
-    text: str
-    since: AwareDatetime | None = Field(default=None, description="when it began to hold; by default now")
+    text: Words
+    since: Moment | None = Field(default=None, description="when it began to hold; by default now")
 
 
 class Change(Strict):
-    pinned: bool = False
-    expires_at: AwareDatetime | None = None
-    importance: float | None = Field(default=None, ge=0, le=1)
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    pinned: StrictBool = False
+    expires_at: Moment | None = None
+    importance: StrictFloat | None = Field(default=None, ge=0, le=1)
 
 
 class ForgottenShape(BaseModel):
@@ -104,20 +108,11 @@ class ConversationsShape(BaseModel):
 
 class NewConversation(Strict):
     title: str = Field(default="", max_length=60)
-    paused: bool = False
+    paused: StrictBool = False
 
 
 class Pause(Strict):
-    paused: bool
-
-
-class Problem(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
+    paused: StrictBool
 
 
 def whole(memory: Memory) -> WholeMemory:
@@ -147,23 +142,18 @@ def told(forgotten: Forgotten) -> ForgottenShape:
     return ForgottenShape(**vars(forgotten))
 
 # %% ../../nbs/serving/17_memories_api.ipynb #21e20995
-def problems(*statuses: int) -> dict[int, dict]:
-    """How a route can fail, for its description."""
-    shape = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": "problem details", "content": shape} for status in (401, *statuses)}
-
-
 memories_api = APIRouter(prefix="/api/v1", tags=["memory"])
 Limit = Annotated[int, Query(ge=1, le=200)]
 
 
-@memories_api.get("/memories", responses=problems(422))
+@memories_api.get("/memories")
 def memories(
-    house: HouseHere, person: PersonHere, limit: Limit = 50, before: str | None = None,
+    house: HouseHere, person: PersonHere, limit: Limit = 50,
+    before: Annotated[str | None, Query(**cursor("~"))] = None,
     kind: Annotated[list[Literal["turn", "fact", "note"]] | None, Query()] = None,
     text: Annotated[str, Query(max_length=1000, description="part of the text")] = "",
     role: Literal["user", "assistant", "any"] = "user", conversation_id: str | None = None,
-    pinned: bool | None = None, state: Literal["now", "past", "all"] = "now", as_of: AwareDatetime | None = None,
+    pinned: bool | None = None, state: Literal["now", "past", "all"] = "now", as_of: Moment | None = None,
 ) -> MemoriesShape:  # fmt: skip
     """What is remembered, newest first; `state` past: what was replaced or has expired; `as_of`: what held then."""
     roles = () if role == "any" else (role,)
@@ -173,10 +163,10 @@ def memories(
     return MemoriesShape(items=[whole(memory) for memory in page.items], next=page.next)
 
 
-@memories_api.get("/memories/search", responses=problems(422))
+@memories_api.get("/memories/search")
 def search(
     house: HouseHere, person: PersonHere, q: Annotated[str, Query(min_length=1, max_length=10_000)],
-    limit: Annotated[int, Query(ge=1, le=50)] = 10, as_of: AwareDatetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=50)] = 10, as_of: Moment | None = None,
 ) -> FoundShape:  # fmt: skip
     """The memories that matter most for a question, with the parts of their scores; `as_of`: what held then."""
     recall = house.hippocampus.recall(person.id, q, limit, now_utc(), as_of, least=float("-inf"))
@@ -186,7 +176,7 @@ def search(
     )  # fmt: skip
 
 
-@memories_api.post("/memories", status_code=201, responses=problems(422))
+@memories_api.post("/memories", status_code=201)
 def add(house: HouseHere, person: PersonHere, body: NewMemory) -> WholeMemory:
     """Remember something; the same thing of the same moment is remembered once."""
     more = body.model_dump(exclude={"text", "said_at", "speaker"})
@@ -194,27 +184,23 @@ def add(house: HouseHere, person: PersonHere, body: NewMemory) -> WholeMemory:
     return whole(house.hippocampus.catalogue.get(person.id, id))
 
 
-@memories_api.delete("/memories", responses=problems(422))
+@memories_api.delete("/memories")
 def delete_all(
     request: Request, house: HouseHere, person: PersonHere,
-    confirm: Annotated[str, Query(description="must be `everything`")] = "",
+    confirm: Annotated[Literal["everything"], Query(description="that this is meant")],
 ) -> ForgottenShape:  # fmt: skip
     """Delete all memories and all conversations, for good."""
-    if confirm != "everything":
-        raise BadInput(
-            "This deletes all memories and conversations. Send confirm=everything if that is meant."
-        )
     with house.audit.event(request, "deletion", person, of="all") as line:
         return told(counted(line, house.hippocampus.forgetting.everything(person.id)))
 
 
-@memories_api.get("/memories/{id}", responses=problems(404))
+@memories_api.get("/memories/{id}")
 def memory(house: HouseHere, person: PersonHere, id: str) -> WholeMemory:
     """One memory."""
     return whole(house.hippocampus.catalogue.get(person.id, id))
 
 
-@memories_api.get("/memories/{id}/history", responses=problems(404))
+@memories_api.get("/memories/{id}/history")
 def memory_history(house: HouseHere, person: PersonHere, id: str) -> HistoryOfMemory:
     """What held before it, itself and what holds after it, each with its interval; and what it was made from."""
     catalogue = house.hippocampus.catalogue
@@ -222,13 +208,13 @@ def memory_history(house: HouseHere, person: PersonHere, id: str) -> HistoryOfMe
     return HistoryOfMemory(items=[whole(m) for m in items], sources=[whole(m) for m in sources])
 
 
-@memories_api.post("/memories/{id}/correction", status_code=201, responses=problems(404, 409, 422))
+@memories_api.post("/memories/{id}/correction", status_code=201, responses=problems(409))
 def correct(house: HouseHere, person: PersonHere, id: str, body: Correction) -> WholeMemory:
     """Put other words in its place from a moment on; the old ones stay in its history only."""
     return whole(house.hippocampus.correct(person.id, id, body.text, now_utc(), body.since))
 
 
-@memories_api.patch("/memories/{id}", responses=problems(404, 422))
+@memories_api.patch("/memories/{id}")
 def change(house: HouseHere, person: PersonHere, id: str, body: Change) -> WholeMemory:
     """Pin it, or say how important it is, or when it expires (null: never). What is not sent stays as it is."""
     values = {name: getattr(body, name) for name in body.model_fields_set}
@@ -237,14 +223,14 @@ def change(house: HouseHere, person: PersonHere, id: str, body: Change) -> Whole
     return whole(house.hippocampus.catalogue.change(person.id, id, **values))
 
 
-@memories_api.delete("/memories/{id}", responses=problems(404))
+@memories_api.delete("/memories/{id}")
 def delete_one(request: Request, house: HouseHere, person: PersonHere, id: str) -> ForgottenShape:
     """Delete a memory for good: its versions, the exchange it was said in, answers and facts made from it."""
     with house.audit.event(request, "deletion", person, of="memory", on=id_of(id)) as line:
         return told(counted(line, house.hippocampus.forgetting.one(person.id, id)))
 
 # %% ../../nbs/serving/17_memories_api.ipynb #759f7a45
-@memories_api.get("/conversations", responses=problems(422))
+@memories_api.get("/conversations")
 def conversations(house: HouseHere, person: PersonHere, limit: Limit = 50) -> ConversationsShape:
     """The conversations, the one last used first."""
     return ConversationsShape(
@@ -252,32 +238,32 @@ def conversations(house: HouseHere, person: PersonHere, limit: Limit = 50) -> Co
     )
 
 
-@memories_api.post("/conversations", status_code=201, responses=problems(422))
+@memories_api.post("/conversations", status_code=201)
 def start(house: HouseHere, person: PersonHere, body: NewConversation) -> ConversationShape:
     """Begin a conversation, perhaps one that is not to be remembered."""
     return shape_of(house.conversations.create(person.id, now_utc(), body.title, body.paused))
 
 
-@memories_api.get("/conversations/{id}", responses=problems(404))
+@memories_api.get("/conversations/{id}")
 def conversation(house: HouseHere, person: PersonHere, id: str) -> ConversationShape:
     """One conversation."""
     return shape_of(house.conversations.get(person.id, id))
 
 
-@memories_api.patch("/conversations/{id}", responses=problems(404, 422))
+@memories_api.patch("/conversations/{id}")
 def pause(house: HouseHere, person: PersonHere, id: str, body: Pause) -> ConversationShape:
     """Remember nothing that is said in it from now on, or begin again."""
     return shape_of(house.conversations.pause(person.id, id, body.paused))
 
 
-@memories_api.delete("/conversations/{id}", responses=problems(404))
+@memories_api.delete("/conversations/{id}")
 def delete_conversation(request: Request, house: HouseHere, person: PersonHere, id: str) -> ForgottenShape:
     """Delete a conversation and all that is remembered of it, for good."""
     with house.audit.event(request, "deletion", person, of="conversation", on=id_of(id)) as line:
         return told(counted(line, house.hippocampus.forgetting.conversation(person.id, id)))
 
 
-@memories_api.get("/conversation/turns/{id}/memories", responses=problems(404))
+@memories_api.get("/conversation/turns/{id}/memories")
 def reasons(house: HouseHere, person: PersonHere, id: str) -> MemoriesShape:
     """The memories that a turn was answered with, best first, each with the parts of its score."""
     house.conversations.turn(person.id, id)
