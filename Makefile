@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: up test check-clean text readme clean
+.PHONY: up test contract check-clean text readme clean
 
 up: $(VENV)/ready
 	@$(BIN)/mongars up
@@ -19,6 +19,11 @@ test: $(VENV)/ready-dev
 	@$(BIN)/mongars models fetch
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests --ignore tests/packaging -n $(TEST_PROCESSES)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/packaging
+
+# The OpenAPI document against the application, long: so many examples of each route, on SQLite and PostgreSQL.
+CONTRACT_EXAMPLES ?= 100
+contract: $(VENV)/ready-dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" MONGARS_CONTRACT_EXAMPLES=$(CONTRACT_EXAMPLES) $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests/test_contract.py
 
 # Generated files deleted and made again must be the ones that are committed, and the notebooks clean.
 check-clean: $(VENV)/ready-dev

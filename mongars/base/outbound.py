@@ -8,6 +8,7 @@ __all__ = ['QUIET', 'PATIENCE', 'FIRST_WORD_SECONDS', 'keep_quiet', 'client_for'
 # %% ../../nbs/base/00_outbound.ipynb #0db4cc91
 import os
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -37,9 +38,18 @@ PATIENCE = {"connect": 5.0, "write": 30.0, "pool": 30.0}  # seconds
 FIRST_WORD_SECONDS = 300.0  # a large model reads a long prompt for minutes before it says anything
 
 
-def client_for(purpose: str, url: str, headers: dict[str, str] | None = None) -> "httpx.Client":
-    """An HTTP client that reaches one origin only, with `url` as the base of relative addresses."""
+def client_for(
+    purpose: str, url: str, headers: dict[str, str] | None = None, authority: Path | None = None
+) -> "httpx.Client":  # fmt: skip
+    """An HTTP client that reaches one origin only, with `url` as the base of relative addresses.
+
+    `authority`: the certificate of who signed the server's, instead of the public ones; `OSError` if it is none.
+    """
+    import ssl
+
     import httpx
+
+    trusted = True if authority is None else ssl.create_default_context(cafile=authority)
 
     allowed = urlsplit(url)[:2]
 
@@ -52,6 +62,6 @@ def client_for(purpose: str, url: str, headers: dict[str, str] | None = None) ->
             return super().handle_request(request)
 
     return httpx.Client(
-        base_url=url, headers=headers, transport=Only(trust_env=False), trust_env=False, follow_redirects=False,
-        timeout=httpx.Timeout(**PATIENCE, read=FIRST_WORD_SECONDS),
+        base_url=url, headers=headers, transport=Only(verify=trusted, trust_env=False), trust_env=False,
+        follow_redirects=False, timeout=httpx.Timeout(**PATIENCE, read=FIRST_WORD_SECONDS),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from ..base import errors
+from .fields import without_nul
 from .paces import FREE
 
 # %% ../../nbs/serving/51_contract.ipynb #4713d928
@@ -91,6 +92,8 @@ def complete(document: dict) -> dict:
         used[model.__name__].pop("$defs", None)
     for path, operations in document["paths"].items():
         for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                without_nul(parameter["schema"])
             for status in sorted(refusals(path, operation)):
                 operation["responses"][str(status)] = shaped(status, path.startswith("/v1/"))
     return document

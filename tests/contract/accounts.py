@@ -3,6 +3,7 @@
 import itertools
 import os
 
+import requests
 import schemathesis
 
 from mongars.base.keys import signing_keys
@@ -12,6 +13,7 @@ from mongars.serving.accounts import Accounts
 from mongars.serving.sessions import Sessions
 from mongars.serving.tokens import ACCESS, Tokens
 
+URL = os.environ["CONTRACT_URL"]
 settings = read_settings(_env_file=None)
 store = Store(settings.store_url)
 accounts = Accounts(store)
@@ -48,13 +50,52 @@ class SignedIn:
 
 @schemathesis.hook
 def before_call(context, case, kwargs) -> None:
-    """A case may wait for its turn longer than its session lives; and each good request has a key of its own."""
+    """A case may wait for its turn longer than its session lives; and a good one asks for what is there."""
     headers = case.headers or {}
     role = ended.get(str(headers.get("Authorization", "")).removeprefix("Bearer "))
     if role is not None:
         headers["Authorization"] = f"Bearer {token_of(role)}"
-    if case.meta and case.meta.generation.mode.is_positive and "idempotency-key" in headers:
+    if not case.meta or not case.meta.generation.mode.is_positive:
+        return
+    if "idempotency-key" in headers:
         headers["idempotency-key"] = f"contract-{next(numbers)}"
+    if headers.get("Authorization") and case.meta.phase.name != "stateful":  # there, links lead to things
+        fill(case, headers["Authorization"])
+
+
+def fill(case, credential: str) -> None:
+    """Have a case name what its account really has."""
+    kind = case.operation.path.removeprefix("/api/v1/").partition("/{")[0]
+    if kind in MADE_BY:
+        case.path_parameters["id"] = thing(credential, kind)
+    elif case.operation.path == "/api/v1/feedback" and case.method == "POST":
+        case.body["references"] = [thing(credential, "conversation/turns")]
+    elif case.operation.path == "/v1/embeddings":
+        case.body["model"] = "tiny-encoder"
+    elif case.operation.path == "/v1/models/{name}":
+        case.path_parameters["name"] = "tiny-chat"
+
+
+CHAT = ("conversation/chat", {"message": "My sister keeps bees."}, "turn_id")
+MADE_BY = {
+    "memories": ("memories", {"text": "I keep bees."}, "id"),
+    "conversations": ("conversations", {}, "id"),
+    "conversation/turns": CHAT,
+    "feedback": CHAT,
+}
+
+
+def thing(credential: str, kind: str) -> str:
+    """The id of something of this kind, made just now."""
+    path, body, field = MADE_BY[kind]
+    sent = {"headers": {"Authorization": credential}, "timeout": 60}
+    answer = requests.post(f"{URL}/api/v1/{path}", json=body, **sent)
+    assert answer.ok, answer.text
+    id = answer.json()[field]
+    if kind == "feedback":
+        rated = {"references": [id], "score": 1}
+        assert requests.post(f"{URL}/api/v1/feedback", json=rated, **sent).ok
+    return id
 
 
 @schemathesis.hook
