@@ -105,3 +105,10 @@ def test_a_second_up_on_the_same_port_says_so_and_changes_nothing(up, make_serve
     run = subprocess.run(UP, env=second.environment, cwd=second.folder, capture_output=True, text=True)
     assert run.returncode == 1 and f"Port {up.port}" in run.stderr and "MONGARS_PORT" in run.stderr
     assert not (second.folder / "home").exists()
+
+
+def test_its_log_holds_nothing_that_was_said_or_asked(up):
+    client = up.person("Ana")
+    assert client.get("/api/v1/memories/search", params={"q": "Where does Odile live?"}).json()["items"]
+    assert client.get("/api/v1/memories", params={"text": "flour"}).json()["items"]
+    assert not [word for word in ("Odile", "bees", "flour", "boil") if word in up.log]

@@ -162,6 +162,10 @@ class Settings(BaseSettings):
     session_days: int = Field(
         30, ge=1, le=365, description="a program's session ends so long after its password was given"
     )
+    debug: bool = Field(
+        False,
+        description="may the log show what was said, where something fails? It says at the start that it may",
+    )
     page: bool = Field(True, description="serve the chat page under /ui")
     ws_enable_events: bool = Field(
         True,

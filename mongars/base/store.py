@@ -42,9 +42,11 @@ def open_engine(url: str) -> Engine:
         if address.drivername in {"postgresql", "postgres"}:
             address = address.set(drivername="postgresql+psycopg")
         if address.get_backend_name() != "sqlite":
-            return create_engine(address, pool_pre_ping=True)
+            return create_engine(address, pool_pre_ping=True, hide_parameters=True)
         engine = create_engine(
-            address, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False}
+            address,
+            connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False},
+            hide_parameters=True,
         )
     except (ArgumentError, NoSuchModuleError):
         raise NotReady(

@@ -23,6 +23,7 @@ from pydantic import BaseModel, StrictBool
 from sqlalchemy import text as sql
 
 import mongars
+from ..base.discretion import speak_freely
 from ..base.errors import MongarsError, NotReady
 from ..base.settings import Settings, read_settings
 from ..base.telemetry import REQUEST_SECONDS, REQUESTS, exposition
@@ -230,6 +231,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(TooLarge, most=chosen.body_bytes)
     app.add_middleware(Measured)
     install_error_handlers(app)
+    speak_freely(chosen.debug)
     complete_contract(app)
     app.include_router(accounts_api)
     app.include_router(api)

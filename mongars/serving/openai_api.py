@@ -21,6 +21,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
+from ..base.discretion import failed
 from ..base.errors import MongarsError, NotFound
 from ..mind.cortex import Answered, Ask, Event, Said, Started
 from ..neurons.form import Likely
@@ -30,7 +31,7 @@ from .fields import Strict, Unquoted
 from .openai_shapes import CompletionShape, EmbeddingsShape, ModelShape, ModelsShape, answers
 from .openai_wishes import CannotDo, ChatCompletion, wish_of
 from .problems import problems
-from .stream import begin, finish, log, recall_shape, sse, usage_shape
+from .stream import begin, finish, recall_shape, sse, usage_shape
 from .wiring import House
 
 # %% ../../nbs/serving/06_openai_api.ipynb #b49e945c
@@ -183,7 +184,7 @@ async def completion_chunks(
                         yield sse(head | {"choices": [], "usage": usage_of(event)})
                     yield sse("[DONE]")
     except Exception as error:
-        log.exception("an answer failed in mid-stream")
+        failed("an answer failed in mid-stream", error)
         detail = (
             error.detail if isinstance(error, MongarsError) else "The answer failed; your message is kept."
         )
