@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mongars.base.errors import BadInput, MongarsError, NotReady
+from mongars.base.secret_places import SECRETS
 from mongars.base.settings import read_settings
 from mongars.base.vault import read_secret
 
@@ -158,6 +159,17 @@ def test_two_places_must_agree(tmp_path):
         assert "differ" in refused(vault, secret_key="another0another1another2another3")
         kept = settings_of(vault, model_key="sk-mine", vault_keys="secret_key")  # not asked of the vault
         assert kept.model_key.get_secret_value() == "sk-mine"
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_every_secret_may_lie_in_a_file(tmp_path, name):
+    file = tmp_path / "secret"
+    file.write_text("postgresql://a:b@c/d\n")
+    read = read_settings(_env_file=None, **{f"{name}_file": file})
+    assert getattr(read, name).get_secret_value() == "postgresql://a:b@c/d" and "a:b" not in repr(read)
+    file.unlink()
+    with pytest.raises(BadInput, match=f"MONGARS_{name}_FILE".upper()):
+        read_settings(_env_file=None, **{f"{name}_file": file})
 
 
 def test_a_weak_key_in_the_vault_does_not_start_either(make_app, tmp_path, monkeypatch):
