@@ -18,6 +18,7 @@ from sqlmodel import col, delete, select
 from ..base.errors import Busy, MongarsError
 from ..base.store import Store
 from ..base.tables import Person, ToldEvent
+from ..base.telemetry import LISTENERS
 from ..mind.cortex import Answered, Ask, Cortex, Said, Started
 from .stream import recall_shape, usage_shape
 
@@ -240,11 +241,13 @@ class Channels:
         channel = self.open.setdefault(person, Channel(person, self.book, self.cortex))
         listener = Listener()
         channel.listeners.add(listener)
+        LISTENERS.inc()
         try:
             await channel.open()
             yield channel, listener
         finally:
             channel.listeners.discard(listener)
+            LISTENERS.dec()
             self._sweep()
 
     def _sweep(self) -> None:
