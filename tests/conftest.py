@@ -76,10 +76,10 @@ class Server:
     def log(self) -> str:
         return (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
 
-    def start(self, patience: float = 120) -> "Server":
-        """Start it, and wait until it is ready."""
+    def launch(self) -> subprocess.Popen:
+        """A new process of it."""
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command,
                 env=self.environment,
                 cwd=self.folder,
@@ -87,6 +87,10 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def start(self, patience: float = 120) -> "Server":
+        """Start it, and wait until it is ready."""
+        self.process = self.launch()
         until = time.monotonic() + patience
         while time.monotonic() < until:
             assert self.process.poll() is None, self.log[-3000:]
