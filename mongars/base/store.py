@@ -152,7 +152,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A session whose changes are committed together at the end of the block, or not at all; `NotReady` as above."""
+        """A session whose changes are committed together at the end, or not at all; `NotReady` likewise."""
         with answering(), Session(self._writer, expire_on_commit=False) as session:
             yield session
             session.commit()

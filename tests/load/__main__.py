@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from load import faults as broken
 from load import phases
 from load.stand import Stand
 
@@ -34,6 +35,13 @@ def load(short: Short = False, by: str = "bentoml", half: float = 0) -> None:
     """Capacity, then half of it for long, then twice as much, then WebSockets that come and go."""
     size = SHORT if short else LONG
     finish(asyncio.run(all_phases(size | ({"half": half} if half else {}), by)))
+
+
+@app.command()
+def faults(short: Short = False) -> None:
+    """What breaks while people talk: database, disk, clock, model, process."""
+    people, times = (6, 3) if short else (12, 50)
+    finish(asyncio.run(broken.all_faults(say, people, times, not short)))
 
 
 async def all_phases(size: dict, by: str) -> dict:

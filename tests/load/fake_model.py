@@ -6,6 +6,7 @@ that it failed. It ends with its standard input, so that none is left behind by 
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import sys
@@ -32,26 +33,32 @@ def event(**body) -> bytes:
 
 async def complete(request: web.Request) -> web.StreamResponse:
     """Stream the answer to the last line of the prompt: what was recalled stands above the question."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    with contextlib.suppress(ConnectionResetError):  # whoever asked was killed
+        await stream(request, response)
+    return response
+
+
+async def stream(request: web.Request, response: web.StreamResponse) -> None:
+    """Do with the message what stands in it."""
     prompt = (await request.json())["messages"][-1]["content"]
     question = prompt.rstrip().rpartition("\n")[2].removeprefix("Question: ")
     wishes = {name: float(value) for name, value in WISH.findall(question)}
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     pieces = answer_to(question)
     for n, piece in enumerate(pieces):
         if n == wishes.get("break"):
             request.transport.abort()
-            return response
+            return
         if n == wishes.get("error"):
             await response.write(event(error={"message": "out of memory"}))
-            return response
+            return
         if "pause" in wishes:
             await asyncio.sleep(wishes["pause"])
         await response.write(event(choices=[{"index": 0, "delta": {"content": piece}}]))
     await response.write(event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]))
     usage = {"prompt_tokens": len(prompt) // 3, "completion_tokens": len(pieces)}
     await response.write(event(choices=[], usage=usage) + b"data: [DONE]\n\n")
-    return response
 
 
 async def models(request: web.Request) -> web.Response:

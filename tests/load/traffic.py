@@ -44,7 +44,7 @@ class Traffic:
 
     async def __aenter__(self) -> "Traffic":
         for person in self.people:
-            person.socket = await Line(self.stand.url, person).open()
+            await Line.of(self.stand.url, person)
         return self
 
     async def __aexit__(self, *error) -> None:
@@ -52,7 +52,8 @@ class Traffic:
         for client in self.idle:
             await client.close()
         for person in self.people:
-            await person.socket.close()
+            if person.socket is not None:
+                await person.socket.close()
 
     @contextlib.asynccontextmanager
     async def client(self):
@@ -92,9 +93,7 @@ class Traffic:
             person.conversation = None  # something else
         turn = self.diary.turn(person, self.mark, "", self.dice)
         if kind == "chat_socket":
-            if person.socket.closed:
-                person.socket = await Line(self.stand.url, person).open()
-            return await person.socket.say(turn)
+            return await (await Line.of(self.stand.url, person)).say(turn)
         return await client.say(turn, kind == "chat_stream")
 
     async def closed_loop(self, workers: int, seconds: float) -> float:

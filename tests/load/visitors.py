@@ -149,6 +149,16 @@ class Line:
         self.session = self.socket = self.reader = None
         self.hello: dict = {}
 
+    @classmethod
+    async def of(cls, url: str, person: Person) -> "Line":
+        """The open line of a person, anew if the last one was lost."""
+        if person.socket is None or person.socket.closed:
+            if person.socket is not None:
+                await person.socket.close()
+            person.socket = None
+            person.socket = await cls(url, person).open()
+        return person.socket
+
     async def open(self) -> "Line":
         """Connect, and go on after the last event that was heard."""
         connector = aiohttp.TCPConnector(local_addr=(self.person.address, 0))
