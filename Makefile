@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: up test check-clean text readme clean
+.PHONY: up test load check-clean text readme clean
 
 up: $(VENV)/ready
 	@$(BIN)/mongars up
@@ -19,6 +19,12 @@ test: $(VENV)/ready-dev
 	@$(BIN)/mongars models fetch
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests --ignore tests/packaging -n $(TEST_PROCESSES)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/packaging
+
+# How it stands load and faults: a quarter of an hour, then some minutes; `make load SHORT=--short` is two minutes of each.
+load: $(VENV)/ready-dev
+	@$(BIN)/mongars models fetch
+	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load load $(SHORT)
+	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load faults $(SHORT)
 
 # Generated files deleted and made again must be the ones that are committed, and the notebooks clean.
 check-clean: $(VENV)/ready-dev

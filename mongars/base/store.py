@@ -20,7 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
 from sqlalchemy import Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlmodel import Session
 
@@ -92,7 +92,7 @@ def unusable(error: Exception) -> NotReady | None:
     if not isinstance(cause, sqlite3.Error):
         full = getattr(cause, "sqlstate", None) == "53100"  # of PostgreSQL
         return NotReady(FULL if full else NO_ANSWER, retry_after=5)
-    name = "_".join((cause.sqlite_errorname or "").split("_")[:2])  # the rest are its kinds
+    name = "_".join((getattr(cause, "sqlite_errorname", None) or "").split("_")[:2])  # the rest are its kinds
     return NotReady(UNUSABLE[name], retry_after=5) if name in UNUSABLE else None
 
 
@@ -101,7 +101,7 @@ def answering() -> Iterator[None]:
     """Inside of this, a database that cannot be used just now is `NotReady`."""
     try:
         yield
-    except (OperationalError, NoConnection) as error:
+    except (OperationalError, InterfaceError, NoConnection) as error:
         if (why := unusable(error)) is None:
             raise
         raise why from error

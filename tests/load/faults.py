@@ -12,6 +12,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from load.stand import Stand
@@ -44,12 +46,12 @@ class Crowd:
         self.longest = 0.0
         self.leaving = asyncio.Event()
 
-    async def during(self, what: Callable[[], Awaitable[None]], before: float, after: float) -> dict:
-        """Let them talk while something happens; what they saw."""
+    async def during(self, what: Callable[[], Awaitable[None]], around: float) -> dict:
+        """Let them talk while something happens, and so many seconds before and after; what they saw."""
         tasks = [asyncio.create_task(self.visit(n, person)) for n, person in enumerate(self.people)]
-        await asyncio.sleep(before)
+        await asyncio.sleep(around)
         await what()
-        await asyncio.sleep(after)
+        await asyncio.sleep(around)
         self.leaving.set()
         await asyncio.wait_for(asyncio.gather(*tasks), 120)
         self.wrong += await self.stand.wrong(self.people, self.diary.turns)
@@ -129,8 +131,8 @@ def defects(log: str) -> list[str]:
     return [f"in the log: {line[:200]}" for line in ends if not line.startswith(meant)][:5]
 
 
-async def locked(stand: Stand, people: list[Person], seconds: float = 5) -> dict:
-    """Another process holds the database for itself."""
+async def locked(stand: Stand, people: list[Person], seconds: float = 5, around: float = 2) -> dict:
+    """Another process holds the database for itself, so many seconds; people talk so long before and after."""
 
     async def hold() -> None:
         with contextlib.closing(sqlite3.connect(stand.database, isolation_level=None, timeout=30)) as other:
@@ -138,10 +140,10 @@ async def locked(stand: Stand, people: list[Person], seconds: float = 5) -> dict
             await asyncio.sleep(seconds)
             other.execute("ROLLBACK")
 
-    return await Crowd(stand, people, "Lock").during(hold, 2, 3)
+    return await Crowd(stand, people, "Lock").during(hold, around)
 
 
-async def full(stand: Stand, people: list[Person], seconds: float = 4) -> dict:
+async def full(stand: Stand, people: list[Person], seconds: float = 5, around: float = 2) -> dict:
     """The file system of the home has no room left (the stand is on a small one)."""
     ballast = stand.home / "ballast"
 
@@ -152,59 +154,82 @@ async def full(stand: Stand, people: list[Person], seconds: float = 4) -> dict:
         await asyncio.sleep(seconds)
         ballast.unlink()
 
-    return await Crowd(stand, people, "Room").during(fill, 2, 3)
+    return await Crowd(stand, people, "Room").during(fill, around)
 
 
-async def unwritable(stand: Stand, people: list[Person], seconds: float = 4) -> dict:
+async def unwritable(stand: Stand, people: list[Person], seconds: float = 5, around: float = 2) -> dict:
     """Whatever the server writes beyond 4 kB into a file fails, as on a disk that breaks (RLIMIT_FSIZE)."""
     pid = stand.server.process.pid
 
     async def forbid() -> None:
-        before = resource.prlimit(
-            pid, resource.RLIMIT_FSIZE, (4096, resource.prlimit(pid, resource.RLIMIT_FSIZE)[1])
-        )
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
         await asyncio.sleep(seconds)
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
 
-    return await Crowd(stand, people, "Disk").during(forbid, 2, 3)
+    return await Crowd(stand, people, "Disk").during(forbid, around)
 
 
-async def clock_back(stand: Stand, people: list[Person]) -> dict:
-    """The clock goes back by an hour, then by a day, then is right again."""
-    shift = Path(stand.server.environment["TEST_CLOCK_SHIFT"])
+async def clock_back(stand: Stand, people: list[Person], seconds: float = 2, around: float = 2) -> dict:
+    """The clock goes back by an hour, then by a day, then is right again; so many seconds each."""
+    shift, guest, wrong = Path(stand.server.environment["TEST_CLOCK_SHIFT"]), people[0], []
 
     async def turn_back() -> None:
-        for seconds in (-3600, -86400, 0):
-            shift.with_suffix(".new").write_text(str(seconds))
+        await fail_to_sign_in(stand, guest)
+        for back in (-3600, -86400, 0):
+            shift.with_suffix(".new").write_text(str(back))
             os.replace(shift.with_suffix(".new"), shift)
-            await asyncio.sleep(2)
+            if back and not await can_sign_in(stand, guest):
+                wrong.append(f"after {back} s nobody could sign in")
+            await asyncio.sleep(seconds)
 
-    return await Crowd(stand, people, "Time").during(turn_back, 2, 2)
+    found = await Crowd(stand, people, "Time").during(turn_back, around)
+    return found | {"wrong": found["wrong"] + wrong}
 
 
-async def model_breaks(stand: Stand, people: list[Person], seconds: float = 6) -> dict:
+async def fail_to_sign_in(stand: Stand, person: Person) -> None:
+    """Ten wrong passwords: no more are taken for a minute."""
+    client = Client(stand.url, replace(person, password="wrong horse"))
+    statuses = [(await client.sign_in())[0] for _ in range(11)]
+    await client.close()
+    assert statuses[-1] == 429, statuses
+
+
+async def can_sign_in(stand: Stand, person: Person) -> bool:
+    """Whether a password opens the house, and what it gives is good for a request."""
+    client = Client(stand.url, person)
+    form = {"username": person.name, "password": person.password}
+    async with client.session.post("/token", data=form) as answer:
+        token = (await answer.json()).get("access_token")
+    async with client.session.get("/api/v1/user/me", headers={"Authorization": f"Bearer {token}"}) as answer:
+        status = answer.status
+    await client.close()
+    return status == 200
+
+
+async def model_breaks(stand: Stand, people: list[Person], seconds: float = 10) -> dict:
     """The model ends the connection in mid-stream, says that it failed, or answers as it should."""
-    wishes = ("", "", " [break=3]", " [error=3]")
+    wishes = ("", " [break=3]", " [error=3]")
     crowd = Crowd(stand, people, "Model", wishes, insist=False)
-    found = await crowd.during(lambda: asyncio.sleep(seconds), 0, 0)
+    found = await crowd.during(lambda: asyncio.sleep(seconds), 0)
     good = [turn for turn in crowd.diary.turns if "=3]" in turn.text and turn.ended == "done"]
     return found | {"wrong": found["wrong"] + [f"answered by a broken model: {turn}" for turn in good]}
 
 
-async def kills(stand: Stand, people: list[Person], times: int) -> dict:
+async def kills(stand: Stand, people: list[Person], times: int, around: float = 1) -> dict:
     """`kill -9` in the middle of everything, and a new start, again and again."""
     dice, starts = random.Random(11), []
 
     async def kill() -> None:
         for _ in range(times):
-            await asyncio.sleep(dice.uniform(0.1, 1.0))
+            await asyncio.sleep(dice.uniform(0.1, 1.5))
             stand.server.kill()
             began = time.monotonic()
             await asyncio.to_thread(stand.server.start)
             starts.append(time.monotonic() - began)
 
     wishes = ("", " [pause=0.01]", " [pause=0.03]")
-    found = await Crowd(stand, people, "Kill", wishes).during(kill, 1, 1)
+    found = await Crowd(stand, people, "Kill", wishes).during(kill, around)
     return found | {"kills": times, "start_seconds": round(sorted(starts)[len(starts) // 2], 2)}
 
 
@@ -225,27 +250,20 @@ def small_disk(megabytes: int = 64):
 
 async def all_faults(say: Callable[[dict, str], None], people: int, times: int, long: bool) -> dict:
     """Each fault after the other."""
+    tried = {
+        "locked": locked,
+        "model breaks": model_breaks,
+        "unwritable": unwritable,
+        "clock back": clock_back,
+    }
+    if long:
+        tried["locked for 35 s"] = partial(locked, seconds=35)
+    tried["kills"] = partial(kills, times=times)
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        shift = Path(folder) / "shift"
-        shift.write_text("0")
-        with Stand() as stand:
-            stand.server.environment["TEST_CLOCK_SHIFT"] = str(shift)
-            stand.server.kill()
-            stand.server.start()
-            tried = {
-                "locked": locked,
-                "model breaks": model_breaks,
-                "unwritable": unwritable,
-                "clock back": clock_back,
-            }
-            if long:
-                tried["locked for 35 s"] = lambda stand, people: locked(stand, people, 35)
-            for name, fault in tried.items():
-                found[name] = await fault(stand, stand.people(people, name.replace(" ", "")))
-                say(found[name], name)
-            found["kills"] = await kills(stand, stand.people(people, "kills"), times)
-            say(found["kills"], "kills")
+    with Stand(clock=True) as stand:
+        for name, fault in tried.items():
+            found[name] = await fault(stand, stand.people(people, name))
+            say(found[name], name)
     with small_disk() as (place, why):
         if place is None:
             found["full"] = {"skipped": f"no file system could be mounted: {why}"}

@@ -171,15 +171,16 @@ async def sockets(stand: Stand, people: list[Person], cycles: int, at_once: int 
     }  # fmt: skip
 
 
-async def quiet(stand: Stand, patience: float = 30) -> dict[str, float]:
-    """The gauges of a house where nothing goes on any more."""
+async def quiet(stand: Stand, patience: float = 60) -> dict[str, float]:
+    """The gauges of a house where nothing goes on any more: no answer, no listener, and as many tasks for a second."""
     names = ("mongars_listeners", "mongars_tasks", "process_open_fds", "process_resident_memory_bytes")
-    until, last = time.monotonic() + patience, {}
-    while time.monotonic() < until:
+    until, since, last = time.monotonic() + patience, time.monotonic(), {}
+    while time.monotonic() < until and (not last or time.monotonic() - since < 1):
         gauges = await asyncio.to_thread(stand.gauges)
         now = {name: gauges[name] for name in names}
-        if now["mongars_listeners"] == 0 and last and now["mongars_tasks"] == last["mongars_tasks"]:
-            return now
+        busy = gauges["mongars_listeners"] + gauges['mongars_answers{state="running"}']
+        if busy or not last or now["mongars_tasks"] != last["mongars_tasks"]:
+            since = time.monotonic()
         last = now
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
     return last

@@ -20,10 +20,11 @@ PASSWORD = "correct horse"
 class Stand:
     """A house, started, with its model server; both end with the block.
 
-    `by`: `forked` starts in a second, `bentoml` is what `mongars up` starts, with the page.
+    `by`: `forked` starts in a second, `bentoml` is what `mongars up` starts, with the page. Its time can be set wrong
+    with `clock`.
     """
 
-    def __init__(self, by: str = "forked", folder: Path | None = None, **settings):
+    def __init__(self, by: str = "forked", folder: Path | None = None, clock: bool = False, **settings):
         self.folder = folder or Path(tempfile.mkdtemp(prefix="mongars-load-"))
         self.mine = folder is None
         self.home, port = self.folder / "home", free_port()
@@ -36,6 +37,9 @@ class Stand:
             "page": by == "bentoml",
         } | settings  # fmt: skip
         environment = clean_environment() | {f"MONGARS_{k.upper()}": str(v) for k, v in chosen.items()}
+        if clock:
+            environment["TEST_CLOCK_SHIFT"] = str(self.folder / "shift")
+            (self.folder / "shift").write_text("0")
         kind = Forked if by == "forked" else Server
         self.server = kind([], environment, port, self.folder)
         if by == "bentoml":
@@ -67,7 +71,7 @@ class Stand:
 
         store = Store(f"sqlite:///{self.database}")
         accounts = Accounts(store)
-        made = []
+        made, name = [], name.replace(" ", ".")
         for n in range(count):
             person = accounts.register(f"{name}{n}", PASSWORD)
             key = accounts.issue(person, "api_key")
@@ -76,10 +80,10 @@ class Stand:
         return made
 
     def gauges(self) -> dict[str, float]:
-        """What `/metrics` says that has no label."""
+        """What `/metrics` says, by name and labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
-        pairs = (line.split() for line in lines if not line.startswith("#") and "{" not in line)
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
     async def wrong(self, people: list[Person], turns: list[Turn]) -> list[str]:
