@@ -117,7 +117,7 @@ FAULTS = {
     "the model breaks off": lambda *who: faults.model_breaks(*who, seconds=2),
     "the disk takes nothing": lambda *who: faults.unwritable(*who, seconds=2, around=0.5),
     "the clock is set back": lambda *who: faults.clock_back(*who, seconds=0.7, around=0.3),
-    "it is killed": lambda *who: faults.kills(*who, times=3, around=0.5),
+    "it is killed": lambda *who: faults.kills(*who, times=3, around=0.5, most=1.5),
 }
 
 

@@ -73,7 +73,7 @@ class Crowd:
         way = ("json", "stream", "socket")[n % 3]
         while not self.leaving.is_set():
             turn = self.diary.turn(person, self.mark, self.dice.choice(self.wishes), self.dice)
-            while await self.attempt(client, turn, way) != "done" and self.insist and turn.tries < 200:
+            while await self.attempt(client, turn, way) != "done" and self.insist and turn.tries < 2000:
                 await asyncio.sleep(0.2)
             await self.look(client)
             await asyncio.sleep(self.dice.uniform(0, 0.1))
@@ -89,8 +89,8 @@ class Crowd:
             try:
                 line = await Line.of(self.stand.url, client.person)
             except (*BROKEN, TypeError):  # refused, or gone before it said anything
-                self.endings["no socket"] += 1
-                return "broken"
+                self.endings["not there"] += 1
+                return "not there"
             await line.say(turn)
         else:
             await client.say(turn, way == "stream", going_on=False)
@@ -216,13 +216,13 @@ async def model_breaks(stand: Stand, people: list[Person], seconds: float = 10) 
     return found | {"wrong": found["wrong"] + [f"answered by a broken model: {turn}" for turn in good]}
 
 
-async def kills(stand: Stand, people: list[Person], times: int, around: float = 1) -> dict:
-    """`kill -9` in the middle of everything, and a new start, again and again."""
+async def kills(stand: Stand, people: list[Person], times: int, around: float = 1, most: float = 3) -> dict:
+    """`kill -9` in the middle of everything, after at `most` so many seconds, and a new start, again and again."""
     dice, starts = random.Random(11), []
 
     async def kill() -> None:
         for _ in range(times):
-            await asyncio.sleep(dice.uniform(0.1, 1.5))
+            await asyncio.sleep(dice.uniform(0.1, most))
             stand.server.kill()
             began = time.monotonic()
             await asyncio.to_thread(stand.server.start)
@@ -230,6 +230,7 @@ async def kills(stand: Stand, people: list[Person], times: int, around: float = 
 
     wishes = ("", " [pause=0.01]", " [pause=0.03]")
     found = await Crowd(stand, people, "Kill", wishes).during(kill, around)
+    found["wrong"] += ["nothing was answered"] * (found["answered"] < times)
     return found | {"kills": times, "start_seconds": round(sorted(starts)[len(starts) // 2], 2)}
 
 

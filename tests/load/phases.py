@@ -53,7 +53,7 @@ async def half(
             samples.append((time.monotonic(), gauges["process_resident_memory_bytes"]))
 
     async with Traffic(stand, people, connections - len(people), "Half") as traffic:
-        await traffic.open_loop(rate, min(60, seconds / 5))  # warm
+        await traffic.open_loop(rate, min(30, seconds / 5))  # warm
         await traffic.settled()
         warm, looking = len(traffic.diary.seen), asyncio.create_task(look())
         began = time.monotonic()
@@ -70,18 +70,20 @@ async def half(
         for status in row["statuses"]
         if status[0] != "2"
     ]
-    late = [
+    slow = [
         f"{kind}: p99 {row['p99_ms']} ms, unloaded {rest[kind]} ms" for kind, row in table.items()
         if kind in READS and row["p99_ms"] > 10 * rest[kind]
     ]  # fmt: skip
-    grown = slope(samples) / 1e6
+    grown, late = slope(samples) / 1e6, slope(samples[len(samples) // 2 :]) / 1e6
+    grows = [f"memory grows by {late * 60:.1f} MB in a minute"] if seconds > 300 and late * 60 > 1 else []
     said = sum(1 for one in seen if one.kind in CHATS)
     return {
         "rate": round(rate, 1), "seconds": round(took, 1), "requests": len(seen), "turns": said, "routes": table,
         "memory_mb": round(samples[-1][1] / 1e6, 1), "memory_mb_per_minute": round(grown * 60, 3),
+        "memory_mb_per_minute_second_half": round(late * 60, 3),
         "memory_kb_per_turn": round(grown * 1000 * took / max(1, said), 2),
         "memory_mb_series": [round(value / 1e6, 1) for _, value in samples[:: max(1, len(samples) // 20)]],
-        "connections": connections, "extra_connections": traffic.extra, "wrong": wrong + bad + late,
+        "connections": connections, "extra_connections": traffic.extra, "wrong": wrong + bad + slow + grows,
     }  # fmt: skip
 
 

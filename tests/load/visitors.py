@@ -116,9 +116,11 @@ class Client:
                     turn.done(told["turn_id"], told["response"])
                     self.person.conversation = told["conversation_id"]
                 return answer.status, wait
+        except aiohttp.ClientConnectorError:
+            turn.end("not there")
         except BROKEN:
             turn.end("broken")
-            return 0, None
+        return 0, None
 
     async def _listen(self, turn: Turn, answer: aiohttp.ClientResponse) -> None:
         event, turn.heard = "", ""
