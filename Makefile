@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: up test contract check-clean text readme clean
+.PHONY: up test contract load check-clean text readme clean
 
 up: $(VENV)/ready
 	@$(BIN)/mongars up
@@ -24,6 +24,12 @@ test: $(VENV)/ready-dev
 CONTRACT_EXAMPLES ?= 100
 contract: $(VENV)/ready-dev
 	@PATH="$(CURDIR)/$(BIN):$$PATH" MONGARS_CONTRACT_EXAMPLES=$(CONTRACT_EXAMPLES) $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests/test_contract.py
+
+# How it stands load and faults: a quarter of an hour, then some minutes; `make load SHORT=--short` is two minutes of each.
+load: $(VENV)/ready-dev
+	@$(BIN)/mongars models fetch
+	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load load $(SHORT)
+	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load faults $(SHORT)
 
 # Generated files deleted and made again must be the ones that are committed, and the notebooks clean.
 check-clean: $(VENV)/ready-dev

@@ -76,10 +76,10 @@ class Server:
     def log(self) -> str:
         return (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
 
-    def start(self, patience: float = 120) -> "Server":
-        """Start it, and wait until it is ready."""
+    def launch(self) -> subprocess.Popen:
+        """A new process of it."""
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command,
                 env=self.environment,
                 cwd=self.folder,
@@ -87,6 +87,10 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def start(self, patience: float = 120) -> "Server":
+        """Start it, and wait until it is ready."""
+        self.process = self.launch()
         until = time.monotonic() + patience
         while time.monotonic() < until:
             assert self.process.poll() is None, self.log[-3000:]
@@ -160,10 +164,17 @@ def tiny_models(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def make_server(tmp_path_factory, tiny_models):
-    """Prepare a server with tiny models: `make_server(page=False, **settings)`; it is stopped at the end."""
+    """Prepare a server with tiny models: `make_server(page=False, **settings)`; it is stopped at the end.
+
+    `forked`: its starts are forks of a process that has imported everything, and take a second instead of ten.
+    """
+    from load.serve import Forked
+
     made = []
 
-    def prepare(page: bool = False, command: list[str] | None = None, **settings) -> Server:
+    def prepare(
+        page: bool = False, command: list[str] | None = None, forked: bool = False, **settings
+    ) -> Server:
         folder, port = tmp_path_factory.mktemp("server"), free_port()
         chosen = {
             "home": folder / "home",
@@ -175,7 +186,8 @@ def make_server(tmp_path_factory, tiny_models):
             f"MONGARS_{k.upper()}": str(v) for k, v in chosen.items() if v is not None
         }
         environment["MONGARS_PAGE"] = str(page).lower()
-        server = Server(command or [sys.executable, "-c", SERVE, str(port)], environment, port, folder)
+        command = command or [sys.executable, "-c", SERVE, str(port)]
+        server = (Forked if forked else Server)(command, environment, port, folder)
         made.append(server)
         return server
 

@@ -1,5 +1,6 @@
 """`kill -9` at any moment: nothing acknowledged is lost, nothing is doubled, and the next start works."""
 
+import asyncio
 import json
 import random
 import threading
@@ -7,6 +8,9 @@ import time
 
 import httpx
 import pytest
+from load import faults
+from load.stand import Stand
+from load.traffic import Traffic, figures
 
 ANSWER_TOKENS = 200
 # where the kill comes: before the answer, in mid-stream, or around the answer's commit (the end of the tokens)
@@ -52,7 +56,7 @@ def ask_and_kill(server, client: httpx.Client, key: str, text: str, moment: str,
 
 @pytest.mark.timeout(400)
 def test_no_acknowledged_turn_is_lost_and_none_is_doubled(make_server):
-    server, dice = make_server(max_new_tokens=ANSWER_TOKENS).start(), random.Random(5)
+    server, dice = make_server(max_new_tokens=ANSWER_TOKENS, forked=True).start(), random.Random(5)
     acknowledged, outcomes = {}, []
     client = server.person("Ana")
     for n, moment in enumerate(MOMENTS):
@@ -82,3 +86,49 @@ def test_no_acknowledged_turn_is_lost_and_none_is_doubled(make_server):
     # the kills came where they were meant to: some before the end was told, some after
     assert ("after the end", "done") in outcomes, json.dumps(outcomes)
     assert outcomes.count(("mid-stream", "start")) >= 5, json.dumps(outcomes)
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory):
+    """A house with a fast model server, whose clock can be set."""
+    with Stand(folder=tmp_path_factory.mktemp("stand"), clock=True) as stand:
+        yield stand
+
+
+def test_a_crowd_is_answered_and_leaves_nothing_open(stand):
+    async def talk() -> tuple[list, list]:
+        people = stand.people(5, "crowd")
+        async with Traffic(stand, people, 15, "Crowd") as traffic:
+            await traffic.open_loop(6, 4)
+            await traffic.settled()
+            assert stand.gauges()["mongars_listeners"] == 5
+            return traffic.diary.seen, await stand.wrong(people, traffic.diary.turns)
+
+    seen, wrong = asyncio.run(talk())
+    assert not wrong and {one.status for one in seen} == {200}, figures(seen)
+    until = time.monotonic() + 10
+    while stand.gauges()["mongars_listeners"]:
+        assert time.monotonic() < until, "a WebSocket is still open"
+        time.sleep(0.05)
+
+
+FAULTS = {
+    "the database is held by another process": lambda *who: faults.locked(*who, seconds=2, around=0.5),
+    "the model breaks off": lambda *who: faults.model_breaks(*who, seconds=2),
+    "the disk takes nothing": lambda *who: faults.unwritable(*who, seconds=2, around=0.5),
+    "the clock is set back": lambda *who: faults.clock_back(*who, seconds=0.7, around=0.3),
+    "it is killed": lambda *who: faults.kills(*who, times=3, around=0.5, most=1.5),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_whatever_breaks_each_message_is_answered_or_refused_and_kept_once(stand, what):
+    found = asyncio.run(FAULTS[what](stand, stand.people(6, what)))
+    assert not found["wrong"], found
+    assert found["answered"] >= 6 or what == "the model breaks off", found
+    broken = {
+        "the disk takes nothing": "refused 503",
+        "the model breaks off": "error 503",
+        "it is killed": "broken",
+    }
+    assert what not in broken or found["endings"].get(broken[what]), found  # it did break

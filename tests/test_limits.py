@@ -1,8 +1,11 @@
 """How large a request may be, how long a message, and how many in a minute; and what is not counted."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
+from anyio.to_thread import current_default_thread_limiter, run_sync
 
 from mongars.base.errors import Busy
 from mongars.base.store import Store
@@ -101,6 +104,24 @@ def test_what_somebody_does_in_the_page_is_counted_and_a_file_to_be_imported_may
         codes = [client.post("/ui/gradio_api/call/chat", json=sent).status_code for _ in range(12)]
         assert codes == [200] * 11 + [429]
         assert client.get("/memories", headers={"X-Fragment": "1"}).status_code == 429
+
+
+def test_who_comes_while_too_many_wait_is_told_to_come_back(make_app):
+    with make_app(requests_waiting=1) as client:
+        ana, done = bearer(client, "Ana"), Event()
+
+        async def crowd() -> list[asyncio.Task]:
+            current_default_thread_limiter().total_tokens = 1
+            return [asyncio.create_task(run_sync(done.wait)) for _ in range(3)]
+
+        tasks = client.portal.call(crowd)
+        assert client.get("/healthz").status_code == 200
+        late, other = client.get(ME, headers=ana), client.get("/v1/models", headers=ana)
+        assert late.status_code == other.status_code == 503 and late.headers["Retry-After"] == "1"
+        assert "2 requests are waiting" in late.json()["detail"] and "error" in other.json()
+        done.set()
+        client.portal.call(asyncio.wait, tasks)
+        assert client.get(ME, headers=ana).status_code == 200
 
 
 def test_several_processes_share_what_there_is(store):

@@ -143,6 +143,9 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="requests from one address in a minute; beyond, 429; 0: any number",
     )
+    requests_waiting: int = Field(
+        64, ge=0, le=10_000, description="requests that may wait for one of the threads; beyond, 503"
+    )
     memories: int | None = Field(
         None,
         ge=0,

@@ -56,10 +56,16 @@ class Attempts:
                 raise
 
     def _check(self, keys: list[str]) -> None:
-        since, wait = self.clock() - WINDOW, 0.0
+        now, wait = self.clock(), 0.0
+        since, until = (
+            now - WINDOW,
+            now + WINDOW,
+        )  # what is further ahead is from before the clock was set back
         with self.store.reading() as session:
             for key in keys:
-                query = select(Attempt.at).where(Attempt.key == key, col(Attempt.at) > since)
+                query = select(Attempt.at).where(
+                    Attempt.key == key, col(Attempt.at) > since, col(Attempt.at) < until
+                )
                 last = session.exec(query.order_by(col(Attempt.at).desc()).limit(MOST)).all()
                 if len(last) == MOST:
                     wait = max(wait, (last[-1] - since).total_seconds())

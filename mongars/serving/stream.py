@@ -172,9 +172,9 @@ async def chat_events(started: Started, events: AsyncIterator[Event]) -> AsyncIt
                     yield sse(answer_shape(event.turn, event.memories).model_dump(mode="json"), "done")
     except Exception as error:
         failed("an answer failed in mid-stream", error)
-        detail = (
-            error.detail if isinstance(error, MongarsError) else "The answer failed; your message is kept."
-        )
+        told = isinstance(error, MongarsError)
+        detail = error.detail if told else "The answer failed; your message is kept."
+        status = error.status if told else 500
         yield sse(
-            {"title": "The answer failed", "status": 500, "detail": detail, "turn_id": turn.id}, "error"
+            {"title": "The answer failed", "status": status, "detail": detail, "turn_id": turn.id}, "error"
         )

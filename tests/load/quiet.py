@@ -1,0 +1,5 @@
+"""Imported first: the libraries read these switches once."""
+
+from mongars.base.outbound import keep_quiet
+
+keep_quiet()
