@@ -76,6 +76,9 @@ class Footing:
             most = max(most, float(added / torch.linalg.matrix_norm(module.weight.detach())))
         return most
 
+    def close(self) -> None:
+        """Nothing to let go of: each model is the caller's."""
+
 # %% ../../nbs/growth/32_chat_trial.ipynb #c8b90fe3
 TOGETHER = 8  # rows that are read as one tree: most begin with the same words
 
