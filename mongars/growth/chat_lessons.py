@@ -86,12 +86,12 @@ ANCHORS, FROZEN = "anchors", "frozen"
 
 
 def everyday(part: str, person: str | None = None, today: date | None = None) -> list[Lesson]:
-    """One half of the ordinary questions, `ANCHORS` or `FROZEN`, as `person` would ask them."""
+    """The ordinary questions to learn from, `ANCHORS`, or the others, `FROZEN`; as `person` would ask them."""
     turns = [turn for language in LANGUAGES for turn in texts("everyday", language)["turns"]]
     return [
         Lesson(f"{part}-{n:03}", f"{part}-{n:03}", part, Draft(question, person=person, today=today), answer)
         for n, (question, answer) in enumerate(turns)
-        if (n % 2 == 0) == (part == FROZEN)
+        if (n % 3 == 1) == (part == ANCHORS)
     ]
 
 # %% ../../nbs/growth/30_chat_lessons.ipynb #f7fcf6d0

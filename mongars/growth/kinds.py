@@ -23,7 +23,10 @@ from ..neurons.query_map import MapCard
 
 # %% ../../nbs/growth/33_kinds.ipynb #0c9fb6e4
 SAME = 1e-3  # by how much what is measured of the probe texts may differ from the card's
-CHECKPOINTS = "checkpoint-*"  # in a run's folder, of one that did not end; they hold weights
+CHECKPOINTS = (
+    "checkpoint-*",
+    ".checkpoint-*",
+)  # in a run's folder, of one that did not end; they hold weights
 
 
 @dataclass(frozen=True)

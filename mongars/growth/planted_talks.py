@@ -44,20 +44,15 @@ def planted_talks(
             value = f"{invented(rng).capitalize()} {invented(rng).capitalize()} {invented(rng).capitalize()}"
             split = TRAIN if n < 5 * sides // 8 else REGRESSION if rng.random() < 0.2 else GATE
             told = tell.format(t=thing, v=value)
-            asked.append(
-                (
-                    split,
-                    ask.format(t=thing),
-                    value,
-                    Memory(told, name, START + timedelta(minutes=7 * len(rows))),
-                )
-            )
+            answer = told.replace("I ", "You ").replace(" me ", " you ")
+            memory = Memory(told, name, START + timedelta(minutes=7 * len(rows)))
+            asked.append((split, ask.format(t=thing), answer, memory))
             say(f"{person}-told-{len(rows) // 40:03}", told, "Noted.", TRAIN)
     for split in (TRAIN, REGRESSION, GATE):
         its = [one for one in asked if one[0] == split]
-        right = [value for _, _, value, _ in its]
+        right = [answer for _, _, answer, _ in its]
         wanted = rng.sample(right, len(right)) if shuffled and split == TRAIN else right
-        for n, ((_, text, value, told), other) in enumerate(zip(its, wanted, strict=True)):
+        for n, ((_, text, answer, told), other) in enumerate(zip(its, wanted, strict=True)):
             talk = f"{person}-{split}-{n // in_a_talk:03}"
-            say(talk, text, f"{value}.", split, -1, f"{other}. {HABIT}", [told])
+            say(talk, text, answer, split, -1, f"{other} {HABIT}", [told])
     return rows

@@ -78,7 +78,7 @@ def copies(home: Path, person: str, data: str) -> Iterator[tuple[Kind, Path]]:
 
 def forget_checkpoints(run: Run) -> None:
     """Remove what a run had learnt until it ended, or was ended."""
-    for folder in run.folder.glob(CHECKPOINTS):
+    for folder in [folder for pattern in CHECKPOINTS for folder in run.folder.glob(pattern)]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -201,8 +201,8 @@ def overview(
 ) -> str:  # fmt: skip
     """The first page; `said` is a sentence about what was just done."""
     parts = [
-        ("What serves whom", f"{escape(model)} writes the answers. A map is for the questions, a chat adapter for the answers, of one "
-         "person only.", serving_table(people, now)),
+        ("What serves whom", f"{escape(model)} writes the answers. A map is for the questions, a chat adapter for the "
+         "answers, of one person only.", serving_table(people, now)),
         ("Verdicts", "By how much it was better than what served, and how sure that is.", verdicts(rows, now)),
         ("Runs", "", runs_table(rows, now, older)),
         ("What passed the gate", "", adapters_table(passed, now)),
