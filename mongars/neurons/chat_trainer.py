@@ -253,6 +253,16 @@ class ChatTrainer:
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         self.done = done
 
+    def close(self) -> None:
+        """Give back the memory, whoever still holds the object: the model, what is folded, what the optimiser keeps."""
+        for layer in self.folded.layers:
+            layer.folded = None
+        self.optimizer.state.clear()
+        model = self.accelerator.unwrap_model(self.model)
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.grad, tensor.data = None, torch.empty(0)
+        self.accelerator.free_memory()
+
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write peft's two files of the adapter into `folder`, its weights as `dtype`."""
         folder.mkdir(parents=True, exist_ok=True)
