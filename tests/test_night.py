@@ -59,7 +59,7 @@ class Home:
 
     def evolve(self, *words: str) -> dict:
         """The command in a process of its own, beside the memory that goes on running."""
-        command = [*COMMAND, "evolve", "--json", *words]
+        command = [*COMMAND, "evolve", "--learner", "map", "--json", *words]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)
@@ -153,12 +153,14 @@ def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home
 
 def test_who_said_too_little_is_told_so_and_nothing_changes(home):
     Accounts(home.store).register("Bo", None)
-    night = json.loads(home.mongars("evolve", "--user", "Bo", "--json"))
-    assert (
-        night["outcome"] == "not enough evidence"
-        and night["run"] is None
-        and "missing" in night["reasons"][0]
-    )
+    nights = json.loads(home.mongars("evolve", "--user", "Bo", "--json"))
+    assert list(nights) == ["map", "chat"]
+    for night in nights.values():
+        assert (
+            night["outcome"] == "not enough evidence"
+            and night["run"] is None
+            and "missing" in night["reasons"][0]
+        )
 
 
 def judged(rows: list, strength: float | None = None) -> tuple[str, Learnt, dict]:

@@ -257,10 +257,12 @@ ANSWERS = "INSERT INTO energy BY NAME SELECT 'answer' AS stage, * FROM answers"
 VERDICTS = """
     CREATE VIEW verdicts AS SELECT run, experiment, finished_at, result->>'person' AS person,
     result->>'outcome' AS outcome, result->'reasons' AS reasons, (result->'verdict'->>'number')::BIGINT AS candidate,
-    (result->'verdict'->'intervals'->'recall'->>'mean')::DOUBLE AS gain,
-    (result->'verdict'->'intervals'->'recall'->>'low')::DOUBLE AS low,
-    (result->'verdict'->'intervals'->'recall'->>'high')::DOUBLE AS high, joules, result->>'data_hash' AS data_hash
-    FROM runs WHERE result->>'outcome' IS NOT NULL AND repeats IS NULL
+    coalesce(result->>'target', 'recall') AS target, (target_of->>'mean')::DOUBLE AS gain,
+    (target_of->>'low')::DOUBLE AS low, (target_of->>'high')::DOUBLE AS high, joules, result->>'data_hash' AS data_hash
+    FROM (SELECT *, json_extract(
+        result, '$.verdict.intervals.' || coalesce(result->>'target', 'recall')
+    ) AS target_of FROM runs)
+    WHERE result->>'outcome' IS NOT NULL AND repeats IS NULL
 """
 Table = tuple[str, list[dict]]  # its columns, and rows with all of them
 

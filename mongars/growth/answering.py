@@ -22,10 +22,12 @@ def answer_all(
     max_new_tokens: int = 64,
     batch_tokens: int = 8192,  # prompt tokens, padding included, that are read at once
     report: Callable[[int], None] = lambda done: None,
+    begun: Sequence[str] = (),  # how each answer begins already; empty: not at all
 ) -> list[str]:
-    """What the model says to each prompt, greedily, without its end mark."""
+    """What the model says to each prompt, greedily, without its end mark; or how it goes on with what was `begun`."""
     texts = [
-        tokenizer.apply_chat_template(list(p), tokenize=False, add_generation_prompt=True) for p in prompts
+        tokenizer.apply_chat_template(list(p), tokenize=False, add_generation_prompt=True) + so_far
+        for p, so_far in zip(prompts, begun or [""] * len(prompts), strict=True)
     ]
     tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     order = sorted(

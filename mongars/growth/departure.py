@@ -15,8 +15,8 @@ from ..base.errors import Busy
 from ..base.ledger import Run, read_json, runs
 from ..base.store import Store
 from .curation import alone
+from .kinds import CARD, KINDS
 from .withdrawal import prune
-from ..neurons.query_map import CARD, place_of
 
 # %% ../../nbs/growth/29_departure.ipynb #b8d8523a
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Unlearnt:
     """How much of what was learnt from a person was removed from the home."""
 
     shards: int = 0
-    maps: int = 0  # that served, or had served
+    maps: int = 0  # and chat adapters, that served or had served
     runs: int = 0
 
 
@@ -43,10 +43,8 @@ def depart(store: Store, home: Path, person: str, at: Callable[[str], None] = la
 
     `Busy` while one of the runs goes on.
     """
-    served = place_of(home, "any").parent
-    maps = [
-        card.parent for card in served.glob(f"*/{CARD}") if (read_json(card) or {}).get("owner") == person
-    ]
+    served = [folder for kind in KINDS.values() for folder in kind.there(home)]
+    maps = [folder for folder in served if (read_json(folder / CARD) or {}).get("owner") == person]
     shards, places = len(prune(store, home, person, at)), home / "snapshots"
     if places.is_dir():
         with alone(places):  # of a snapshot of nobody not even its size is left

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..base.errors import BadInput
+from .adapters import WEIGHTS, merge
 from .branches import batches, gather, loss, plant
 from .folded import Folded
-from .model_folder import new_folder
+from .model_folder import new_folder, sha256
 from .prompt import Row
 
 # %% ../../nbs/neurons/10_chat_trainer.ipynb #29335fef
@@ -103,12 +104,17 @@ class ChatTrainer:
     """A model with a young adapter, and the rows it learns from."""
 
     def __init__(
-        self, folder: Path, groups: Sequence[Sequence[Row]], recipe: Recipe, out: Path, start: Path | None = None
+        self, folder: Path, groups: Sequence[Sequence[Row]], recipe: Recipe, out: Path, start: Path | None = None,
+        beneath: Path | None = None,
     ):  # fmt: skip
-        """`start` is the folder of an adapter with the same rank and targets to go on from, instead of none."""
+        """`start` is the folder of an adapter with the same rank and targets to go on from, instead of none.
+
+        `beneath`: that of one that is merged into the model first, and stays as it is.
+        """
         if not groups:
             raise BadInput("There is nothing to learn from: no rows were given.")
         self.out = Path(out)
+        self.beneath = sha256(Path(beneath) / WEIGHTS) if beneath else None
         if recipe.precision == "auto":  # a resumed run goes on as it began, whatever is faster by now
             begun = [json.loads((c / "state.json").read_text()) for c in self._checkpoints()[-1:]]
             known = begun[0]["recipe"].get("precision") if begun else faster_precision()
@@ -118,9 +124,15 @@ class ChatTrainer:
         torch.use_deterministic_algorithms(True, warn_only=True)  # some GPU kernels have no such form
         self.accelerator = Accelerator(mixed_precision="no")
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        dtype = getattr(torch, recipe.precision)
         base = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, recipe.precision), local_files_only=True, attn_implementation="sdpa"
+            folder,
+            dtype=torch.float32 if beneath else dtype,
+            local_files_only=True,
+            attn_implementation="sdpa",
         )
+        if beneath is not None:
+            base = merge(base, Path(beneath), dtype)
         targets = recipe.targets if isinstance(recipe.targets, str) else list(recipe.targets)
         lora = LoraConfig(
             r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, task_type="CAUSAL_LM"
@@ -209,7 +221,8 @@ class ChatTrainer:
     def _identity(self) -> dict:
         """What a checkpoint must agree with, to be gone on from."""
         data = hashlib.sha256(repr([(t.tokens, t.learnt) for t in self.trees]).encode()).hexdigest()
-        return {"recipe": json.loads(json.dumps(asdict(self.recipe))), "data": data}
+        under = {"beneath": self.beneath} if self.beneath else {}
+        return {"recipe": json.loads(json.dumps(asdict(self.recipe))), "data": data} | under
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.out.glob(f"{CHECKPOINT}[0-9]*"))
@@ -239,6 +252,16 @@ class ChatTrainer:
         set_peft_model_state_dict(model, load_file(folder / "adapter.safetensors"))
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         self.done = done
+
+    def close(self) -> None:
+        """Give back the memory, whoever still holds the object: the model, what is folded, what the optimiser keeps."""
+        for layer in self.folded.layers:
+            layer.folded = None
+        self.optimizer.state.clear()
+        model = self.accelerator.unwrap_model(self.model)
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.grad, tensor.data = None, torch.empty(0)
+        self.accelerator.free_memory()
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write peft's two files of the adapter into `folder`, its weights as `dtype`."""
