@@ -59,4 +59,3 @@ def test_the_application_keeps_what_its_document_promises(make_app, tmp_path, re
     print(done.stdout[-3000:])
     assert done.returncode == 0, done.stdout[-20_000:]
     assert f"Tested: {len(ROUTES)}" in done.stdout, done.stdout[-3000:]
-    print(done.stdout[-6000:])
