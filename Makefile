@@ -25,11 +25,11 @@ CONTRACT_EXAMPLES ?= 100
 contract: $(VENV)/ready-dev
 	@PATH="$(CURDIR)/$(BIN):$$PATH" MONGARS_CONTRACT_EXAMPLES=$(CONTRACT_EXAMPLES) $(BIN)/python tests/offline.py -- $(BIN)/python -m pytest tests/test_contract.py
 
-# How it stands load and faults: a quarter of an hour, then some minutes; `make load SHORT=--short` is two minutes of each.
+# How it stands faults and load: some minutes, then a quarter of an hour; `make load SHORT=--short` is two minutes of each.
 load: $(VENV)/ready-dev
 	@$(BIN)/mongars models fetch
-	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load load $(SHORT)
 	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load faults $(SHORT)
+	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load load $(SHORT)
 
 # Generated files deleted and made again must be the ones that are committed, and the notebooks clean.
 check-clean: $(VENV)/ready-dev
