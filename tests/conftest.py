@@ -168,8 +168,6 @@ def make_server(tmp_path_factory, tiny_models):
 
     `forked`: its starts are forks of a process that has imported everything, and take a second instead of ten.
     """
-    from load.serve import Forked
-
     made = []
 
     def prepare(
@@ -187,7 +185,12 @@ def make_server(tmp_path_factory, tiny_models):
         }
         environment["MONGARS_PAGE"] = str(page).lower()
         command = command or [sys.executable, "-c", SERVE, str(port)]
-        server = (Forked if forked else Server)(command, environment, port, folder)
+        kind = Server
+        if (
+            forked
+        ):  # beside the tests of packaging, `conftest` is another module than the one that it is made of
+            from load.serve import Forked as kind
+        server = kind(command, environment, port, folder)
         made.append(server)
         return server
 
