@@ -121,3 +121,24 @@ def test_a_server_notices_what_another_process_lets_serve(engine, make_server, t
     swap(store, person, None, id, KIND, leaves=RETIRED)
     assert chat(ana)["adapter"] == "learnt"
     store.close()
+
+
+def test_nothing_of_a_person_stays_in_the_model_when_something_is_taken_back(make_app, monkeypatch):
+    with make_app() as client:
+        house, forgotten = client.app.state.house, []
+        monkeypatch.setattr(house.model.engine, "forget", forgotten.append)
+        ana = house.accounts.register("Ana", None)
+        key = {"Authorization": f"Bearer {house.sessions.begin(ana).access}"}
+        said = client.post("/api/v1/conversation/chat", json={"message": "I keep bees."}, headers=key).json()
+        held, liked = house.cortex.adapters._held, {"references": [said["turn_id"]], "score": 1}
+        for call in (
+            lambda: client.delete(f"/api/v1/feedback/{said['turn_id']}", headers=key),
+            lambda: client.delete("/api/v1/memories", params={"confirm": "everything"}, headers=key),
+            lambda: client.request("DELETE", "/api/v1/me", json={"confirm": "delete Ana"}, headers=key),
+        ):
+            client.post("/api/v1/feedback", json=liked, headers=key)  # where the turn is still there
+            held[ana.id] = object()
+            forgotten.clear()
+            answer = call()
+            assert answer.is_success, answer.text
+            assert set(forgotten) == {ana.id} and ana.id not in held

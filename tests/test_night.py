@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from mongars.base.ledger import find_run, open_run
 from mongars.base.settings import read_settings
 from mongars.base.store import Store
 from mongars.base.tables import Person, Remembered
+from mongars.growth import curation
 from mongars.growth.curation import snapshot
 from mongars.growth.evaluation import ACCEPTED, REFUSED, Engine, Plan, Scores, evaluate, register
 from mongars.growth.lineage import RETIRED, SERVING, WITHDRAWN, adapters, moved, serving, swap
@@ -38,6 +40,7 @@ from mongars.memory.forgetting import Forgetting
 from mongars.memory.hippocampus import Hippocampus
 from mongars.memory.query_maps import QueryMaps
 from mongars.neurons.query_map import MapCard, QueryMap, place_of, read, write
+from mongars.serving import nights
 from mongars.serving.accounts import Accounts
 from mongars.serving.cli import app
 from mongars.serving.nights import let_serve
@@ -404,6 +407,31 @@ def test_a_map_whose_data_was_taken_back_during_the_night_is_not_applied(said, t
         let_serve(settings, bench.store, run, said_so, None, bench.encoder)
     assert serving(bench.store, "ana").id is None and not adapters(bench.store)
     assert not (run.folder / "map" / "map.safetensors").exists()
+    bench.store.close()
+
+
+def test_what_was_taken_back_while_a_run_learnt_goes_when_the_night_ends_also_if_it_is_refused(
+    said, tmp_path, monkeypatch
+):
+    home = tmp_path / "home"
+    shutil.copytree(said, home)
+    bench = Bench(home, Store(f"sqlite:///{home}/mongars.sqlite3"), WordVectors())
+    data = next((home / "snapshots").glob("*/snapshot.json")).parent.name
+    made = []
+
+    def refused(*_) -> nights.Night:
+        run = open_run(home, "self_training", {"snapshot": data, "person": "ana"})
+        Consents(bench.store, lambda person: prune(bench.store, home, person)).set("ana", False, START)
+        bench.candidate(run.id, data).rename(run.folder / "map")  # the run went on
+        (run.folder / ".checkpoint-3").mkdir()
+        made.append(run.folder)
+        return nights.Night(REFUSED, (), run.id, None, 0)
+
+    monkeypatch.setattr(nights, "learn", refused)
+    monkeypatch.setattr(curation, "snapshot", lambda *_, **__: SimpleNamespace(hash=data, counts={}))
+    settings = read_settings(_env_file=None, home=home)
+    assert nights.evolve(settings, bench.store, "ana", say=lambda line: None).outcome == REFUSED
+    assert not (made[0] / "map" / "map.safetensors").exists() and not list(made[0].glob(".checkpoint-*"))
     bench.store.close()
 
 

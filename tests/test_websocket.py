@@ -11,6 +11,7 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 from websocket_client import Client
 
+from mongars.base.errors import NotReady
 from mongars.base.tables import Credential
 from mongars.serving import channels, live
 
@@ -193,6 +194,23 @@ def test_a_page_of_another_origin_does_not_come_in_whatever_it_shows(app):
 )
 def test_without_a_credential_nobody_comes_in(app, headers):
     assert close_code(app, "/ws/chat/", headers) == 4401
+
+
+def test_a_database_that_is_not_ready_ends_it_with_1013(make_app, monkeypatch):
+    def fail(*_):
+        raise NotReady("The database is held by another process.", retry_after=5)
+
+    with make_app(ws_heartbeat_seconds=0.2) as client:
+        house, (_, bearer) = client.app.state.house, sign_in(client, "Ana")
+        with client.websocket_connect("/ws/chat/", headers=bearer) as socket:
+            socket.receive_json()
+            monkeypatch.setattr(house.accounts, "bearer_of", fail)
+            with pytest.raises(WebSocketDisconnect) as closed:
+                for _ in range(9):
+                    socket.receive_json()
+        assert closed.value.code == 1013 and "not ready" in closed.value.reason
+        monkeypatch.setattr(house.sessions, "caller", fail)
+        assert close_code(client, "/ws/chat/", bearer) == 1013
 
 
 def test_who_signs_out_is_out_here_too(make_app):

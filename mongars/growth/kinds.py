@@ -26,7 +26,9 @@ SAME = 1e-3  # by how much what is measured of the probe texts may differ from t
 CHECKPOINTS = (
     "checkpoint-*",
     ".checkpoint-*",
-)  # in a run's folder, of one that did not end; they hold weights
+    ".adapter.*",
+    ".map.*",
+)  # in a run's folder, of one that did not end, and drafts of what was killed; they hold weights
 
 
 @dataclass(frozen=True)

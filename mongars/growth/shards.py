@@ -110,12 +110,16 @@ def read_shard(path: Path) -> list[Row]:
     return in_order(rows)
 
 
-def references(path: Path) -> list[tuple[str, str, bool]]:
-    """Exchange, role and whether there is an edit, of each row of a file; what was said is not read."""
+def references(path: Path) -> list[tuple[str, str, bool, bool]]:
+    """Exchange, role, whether there is an edit, and whether it is liked as it stands, of each row of a file.
+
+    What was said is not read.
+    """
     import duckdb
 
     with duckdb.connect(config={"threads": 1}) as base:
-        asked = f"SELECT exchange, role, edit IS NOT NULL FROM read_parquet('{escaped(path)}')"
+        liked = "edit IS NULL AND coalesce(rating, 0) > 0"
+        asked = f"SELECT exchange, role, edit IS NOT NULL, {liked} FROM read_parquet('{escaped(path)}')"
         return base.execute(asked).fetchall()
 
 

@@ -34,6 +34,7 @@ class Ground:
     since: datetime | None  # they said so last
     said: frozenset[tuple[str, str]]  # exchange and role
     edits: dict[str, datetime]  # when, by exchange
+    liked: frozenset[str]  # exchanges
 
     def lost(self, shard: Path) -> str | None:
         """Why a shard has to go; None if it may stay."""
@@ -45,9 +46,11 @@ class Ground:
         made_at = datetime.fromisoformat(facts["made_at"])
         if self.since is not None and made_at < self.since:
             return WITHDRAWN  # and agreed again later
-        for exchange, role, edited in references(shard):
+        for exchange, role, edited, liked in references(shard):
             edited_at = self.edits.get(exchange)
             if (exchange, role) not in self.said or edited and (edited_at is None or edited_at > made_at):
+                return FORGOTTEN
+            if liked and exchange not in self.liked:
                 return FORGOTTEN
         return None
 
@@ -59,8 +62,9 @@ def ground(session: Session, person: str) -> Ground:
     edits = select(Rating.exchange_id, Rating.edited_at).where(
         Rating.person_id == person, col(Rating.edited_at).is_not(None)
     )
+    liked = session.exec(select(Rating.exchange_id).where(Rating.person_id == person, Rating.score > 0)).all()
     agreed, since = (consent.training, consent.changed_at) if consent else (False, None)
-    return Ground(agreed, since, frozenset(said), dict(session.exec(edits).all()))
+    return Ground(agreed, since, frozenset(said), dict(session.exec(edits).all()), frozenset(liked))
 
 
 def prune(

@@ -77,7 +77,7 @@ class Ratings:
             )
         with self.store.writing() as session:
             locked(session, person)
-            kept = []
+            kept, turned = [], False
             for id in turn_ids:
                 answer, before = self._answer(session, person, id), session.get(Rating, id)
                 if edit is not None and edit.strip() == answer.strip():
@@ -93,8 +93,12 @@ class Ratings:
                     )
                 )  # fmt: skip
                 if before is None or verdict_of(before) != verdict_of(kept[-1]):
+                    turned = turned or before is not None and (before.score, before.edit) != (score, edit)
                     kept[-1] = session.merge(kept[-1])
-            return [verdict_of(row) for row in kept]
+            verdicts = [verdict_of(row) for row in kept]
+        if turned:
+            self.after(person)
+        return verdicts
 
     @staticmethod
     def _answer(session: Session, person: str, turn_id: str) -> str:

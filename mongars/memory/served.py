@@ -83,8 +83,9 @@ class Served(ABC):
             if held is not None:
                 return held
             why = wrong = f"the {self.name} {id} belongs to somebody else"
-        except BadInput as error:  # it names a folder: that is for the log, not for who asks
-            why, wrong = error.detail, f"the {self.name} {id} cannot be used; the server's log says why"
+        except (BadInput, OSError) as error:  # it names a folder: that is for the log, not for who asks
+            why = getattr(error, "detail", str(error))
+            wrong = f"the {self.name} {id} cannot be used; the server's log says why"
         log.warning("Answered without a %s: %s", self.name, why)
         return self.nothing(id, generation, wrong)
 

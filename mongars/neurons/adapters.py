@@ -251,6 +251,11 @@ def choose(wanted: str | None, model: Path, own: Path, shipped: Path = SHIPPED) 
         return Choice(None, None, f"{NO_ADAPTER} was asked for" if wanted else "none is shipped")
     base = fingerprint(model)
     card = read(folder, base if wanted else None)
+    if card.owner is not None or card.over is not None:
+        raise BadInput(
+            f"The adapter in {folder} answers one person, beside what answers everybody. "
+            "Set MONGARS_ADAPTER to another one or to none."
+        )
     if card.base_fingerprint != base:
         return Choice(
             None, None, f"the shipped one, {card.name}, was made for {card.base}, not for this model"

@@ -69,6 +69,9 @@ class Engine(ABC):
     def _templated(self, messages: Sequence[Message]) -> str:
         return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
+    def forget(self, owner: str) -> None:  # noqa: B027 - not abstract: most keep nothing
+        """Keep nothing any more of what was read for a person: nothing is kept."""
+
     def close(self) -> None:  # noqa: B027 - not abstract: most have nothing to let go of
         """Let go of what goes not with the object: nothing."""
 

@@ -116,6 +116,10 @@ class LanguageModel:
         """One person's adapter, to be worn by an answer; `BadInput` when it was not made for this model. Blocks."""
         return self.engine.adapt(folder)
 
+    def forget(self, owner: str) -> None:
+        """Keep nothing any more of what was read for a person, as soon as what is being read is read."""
+        self.engine.forget(owner)
+
     def accept(self, sampling: Sampling) -> None:
         """`BadInput` says what of a wish the engine cannot fulfil. Blocks."""
         self.engine.accept(sampling)

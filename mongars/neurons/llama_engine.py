@@ -66,6 +66,11 @@ class Prefixes:
         self._kept.move_to_end(key)
         return alike, self._kept[key]
 
+    def forget(self, whose: Callable[[Hashable], bool]) -> None:
+        """Keep nothing of certain owners."""
+        for key in [key for key in self._kept if whose(key[0])]:
+            self._drop(key)
+
     def _drop(self, key) -> None:
         self.bytes -= len(self._kept.pop(key))
 
@@ -139,7 +144,8 @@ class LlamaEngine(Engine):
         self._config = AutoConfig.from_pretrained(folder, local_files_only=True)
         self._prefixes = Prefixes(PREFIX_BYTES)
         self._proven: set[int] = set()  # adapters of llama.cpp that were seen to be in effect
-        self._dropped: SimpleQueue[int] = SimpleQueue()  # and that nobody holds any more
+        self._dropped: deque[int] = deque()  # and that nobody holds any more
+        self._forgotten: deque[str] = deque()  # owners of whom nothing is to be kept
         self._free = list(range(at_once))
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
@@ -161,8 +167,17 @@ class LlamaEngine(Engine):
             write_lora(lora, self._config, file)
             handle = self._reader.adapter(file)
         beside = Beside(lora.card, {}, handle, any(b.any() for _, b in lora.pairs.values()))
-        weakref.finalize(beside, self._dropped.put, handle)
+        weakref.finalize(beside, self._later, self._dropped, handle).atexit = False
         return beside
+
+    def forget(self, owner: str) -> None:
+        self._later(self._forgotten, owner)
+
+    def _later(self, queue: deque, what) -> None:
+        """Have something done by the thread that alone may do it, also when nobody is being answered."""
+        with self._wake:
+            queue.append(what)
+            self._wake.notify()
 
     def _tokens(self, prompt, limit, chooser, cancelled, owner, lora=None) -> Iterator[int | None]:
         job = Job(prompt, limit, chooser, cancelled, owner, lora)
@@ -182,14 +197,16 @@ class LlamaEngine(Engine):
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._waiting or self._running or self._closed):
+                while not (
+                    self._waiting or self._running or self._closed or self._dropped or self._forgotten
+                ):
                     self._wake.wait()
                 closed = self._closed
             try:
                 self._see_who_left(closed)
                 if closed:
                     return
-                self._drop_adapters()
+                self._let_go()
                 self._admit()
                 if self._running:
                     self._step()
@@ -237,9 +254,15 @@ class LlamaEngine(Engine):
         self._proven.add(handle)
         return True
 
-    def _drop_adapters(self) -> None:
-        while not self._dropped.empty():
-            handle = self._dropped.get()
+    def _let_go(self) -> None:
+        while self._forgotten:
+            owner = self._forgotten.popleft()
+            self._prefixes.forget(lambda reader, owner=owner: reader[0] == owner)
+            for job in [*self._running, *self._waiting]:
+                if job.owner == owner:
+                    job.owner = None  # what it has read is not kept either
+        while self._dropped:
+            handle = self._dropped.popleft()
             self._proven.discard(handle)
             self._reader.drop(handle)
 

@@ -173,7 +173,9 @@ class Reader:
         """`room`: tokens that all sequences have together. `BadInput` when the file cannot be used."""
         self._library, self.sequences, self.room, self.batch = library(), sequences, room, batch
         self._model = self._context = self._worn = None
-        self._adapters = threading.Lock()  # the list of a model's adapters is not made for several threads
+        self._adapters = (
+            threading.RLock()
+        )  # the list of a model's adapters, which reading looks at, is for one thread
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = 0
         self._model = self._library.llama_model_load_from_file(str(file).encode(), params)
@@ -204,7 +206,9 @@ class Reader:
             if wants:
                 wanted.append(n - 1)
         b.n_tokens = n
-        if result := self._library.llama_decode(self._context, b):
+        with self._adapters:
+            result = self._library.llama_decode(self._context, b)
+        if result:
             raise RuntimeError(f"llama.cpp could not read {n} tokens: result {result}")
         scores = np.empty((len(wanted), self.vocabulary), np.float32)
         for row, number in zip(scores, wanted, strict=True):
@@ -227,16 +231,17 @@ class Reader:
         if adapter == self._worn:
             return
         one = (c_void_p * 1)(adapter) if adapter else None
-        if result := self._library.llama_set_adapters_lora(
-            self._context, one, 1 if adapter else 0, (c_float * 1)(1.0)
-        ):
+        scale = (c_float * 1)(1.0)
+        with self._adapters:
+            result = self._library.llama_set_adapters_lora(self._context, one, 1 if adapter else 0, scale)
+        if result:
             raise RuntimeError(f"llama.cpp could not put the adapter on: result {result}")
         self._worn = adapter
 
     def drop(self, adapter: int) -> None:
         """Give the memory of an adapter back."""
-        self.wear(None)  # also for the next one, which may come to lie at the same address
         with self._adapters:
+            self.wear(None)  # also for the next one, which may come to lie at the same address
             self._library.llama_adapter_lora_free(adapter)
 
     def forget(self, sequence: int, start: int = 0) -> None:

@@ -168,6 +168,9 @@ class RemoteEngine:
         """Let go of the connections."""
         self._http.close()
 
+    def forget(self, owner: str) -> None:
+        """Nothing is kept here."""
+
     def adapt(self, folder: Path) -> NoReturn:
         """`BadInput`: nothing that was learnt here can be put beside weights that are elsewhere."""
         raise BadInput(

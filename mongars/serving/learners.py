@@ -73,7 +73,10 @@ def asked_of_chat(settings: Settings, footing, now: Now) -> dict:
     usable = now.adapter is not None and now.adapter.base == footing.fingerprint
     if usable:
         kind = KINDS[CHAT]
-        usable = kind.read(kind.place_of(settings.home, now.id), None).over == footing.over
+        try:
+            usable = kind.read(kind.place_of(settings.home, now.id), None).over == footing.over
+        except BadInput:  # nobody is answered with it either
+            usable = False
     return {
         "base": settings.model, "beneath": settings.adapter or "", "echoes": settings.reads_little,
         "incumbent": now.id if usable else "",

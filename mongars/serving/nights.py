@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from filelock import FileLock, Timeout
 
-from ..base.errors import BadInput, Conflict, MongarsError
+from ..base.errors import BadInput, Busy, Conflict, MongarsError
 from ..base.ledger import Run, read_json
 from ..base.settings import Settings
 from ..base.store import Store
@@ -82,6 +82,10 @@ def evolve(
         say(f"Snapshot {taken.hash[:12]}: {json.dumps(taken.counts)}")
         return learn(settings, store, person, taken.hash, given or {}, say, limits, who)
     finally:
+        try:
+            prune(store, settings.home, person)  # what was taken back meanwhile, and the run went on to learn
+        except Busy as error:
+            say(error.detail)
         lock.release()
 
 

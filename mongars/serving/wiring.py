@@ -208,8 +208,13 @@ class House:
         self.store.close()
 
 
-def open_memory(settings: Settings, store: Store) -> "Hippocampus":
-    """The memory over a store, with the encoder it needs and all that reads a text."""
+def open_memory(
+    settings: Settings, store: Store, after: Callable[[str], object] | None = None
+) -> "Hippocampus":
+    """The memory over a store, with the encoder it needs and all that reads a text.
+
+    `after`: told of who has taken something back, if more is to be done then than `forgetter` does.
+    """
     from mongars.memory.corrections import corrects
     from mongars.memory.dates import asked_period, named_days
     from mongars.memory.encoding import Reading
@@ -226,7 +231,7 @@ def open_memory(settings: Settings, store: Store) -> "Hippocampus":
         settings.memory_cache_mb,
         reading,
         former=lambda name: encoder_before(settings, name),
-        after=forgetter(settings, store),
+        after=after or forgetter(settings, store),
         home=settings.home,
         facts=facts_model(settings),
     )
@@ -278,7 +283,14 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
     from mongars.serving.tokens import Tokens
 
     model = language_model(settings, say)
-    hippocampus = open_memory(settings, store)
+    worn, pruned = ChatAdapters(store, settings.home, model.adapt), forgetter(settings, store)
+
+    def unlearn(person: str) -> None:
+        pruned(person)
+        worn.drop(person)
+        model.forget(person)
+
+    hippocampus = open_memory(settings, store, unlearn)
     embedder = hippocampus.embedder
     say(f"Encoder {embedder.name}: {embedder.runtime}")
     accounts = Accounts(store)
@@ -290,18 +302,17 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
             f"{unread} things said were encoded by another model than {embedder.name}: until `mongars consolidate` has "
             "encoded them anew, they are recalled by that one if it is on this machine, else by their words alone"
         )
-    worn = ChatAdapters(store, settings.home, model.adapt)
 
     def let_go(person: str) -> None:
         hippocampus.let_go(person)
         worn.drop(person)
+        model.forget(person)
 
     audit, departures = Audit(settings.home), Departures(store, settings.home, let_go)
     for person in departures.unfinished():
         say(go_on(departures, audit, person))
     if gone := prune(store, settings.home):  # it was forgotten while nobody could do it
         say(f"Removed {len(gone)} shards of snapshots: what they stood on was forgotten or withdrawn")
-    after = forgetter(settings, store)
     close = CLOSE if settings.reads_little else math.inf
     cortex = Cortex(
         hippocampus, conversations, model, settings.most_memories, close, settings.reads_little,
@@ -318,8 +329,8 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         model=model,
         embedder=embedder,
         conversations=conversations,
-        ratings=Ratings(store, after),
-        consents=Consents(store, after),
+        ratings=Ratings(store, unlearn),
+        consents=Consents(store, unlearn),
         hippocampus=hippocampus,
         cortex=cortex,
         channels=Channels(store, cortex, settings.ws_events_kept),
