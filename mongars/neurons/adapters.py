@@ -50,7 +50,9 @@ class Card:
     licence: str
     created: str  # ISO 8601
     weights_sha256: str = ""  # filled in when it is written
-    parent: str | None = None  # the weights_sha256 of the adapter that its training began from
+    parent: str | None = (
+        None  # the weights_sha256 of the adapter that its training began from, or was compared with
+    )
     owner: str | None = None  # the one person whom it answers; None: everybody
     over: str | None = None  # the weights_sha256 of the adapter that is merged beneath it; None: of none
 
