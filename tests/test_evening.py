@@ -37,7 +37,7 @@ from mongars.serving.cli import app
 
 COMMAND = [sys.executable, "-c", "from mongars.serving.cli import main; main()"]
 SMALL = {
-    "queries": 6, "conversations": 3, "margin": 0.5, "weight_change": 2.0, "latency_ratio": 2.0, "probes": 2,
+    "queries": 6, "conversations": 8, "margin": 0.5, "weight_change": 2.0, "latency_ratio": 2.0, "probes": 2,
     "least": 10, "learning_rate": 0.003, "probe_tokens": 16, "priority": 0, "batch_tokens": 256, "epochs": 2,
 }  # fmt: skip
 GIVEN = [word for name, value in SMALL.items() for word in ("-p", f"{name}={value}")]

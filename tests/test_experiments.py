@@ -14,6 +14,8 @@ import psutil
 import pytest
 from conftest import clean_environment
 
+from mongars.base.right_of_way import RightOfWay
+
 ROOT = Path(__file__).parent.parent
 MONGARS = [sys.executable, "-c", "from mongars.serving.cli import main; main()"]
 PARAMETERS = "out_dir = None\nsteps = 3\npause_at = None  # sleeps there\nfail_at = None\nseed = 5"
@@ -188,6 +190,40 @@ def test_after_kill_9_nothing_works_on_in_the_dark(lab):
     assert not alive
     row = lab.rows()[0]
     assert row["status"] == "unfinished" and lab.run("--resume", row["run"])["result"]["sum"] == 5
+
+
+def start_and_stop(lab: Lab, way: RightOfWay) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """A run in the middle, while somebody is answered."""
+    process, family = lab.start_and_pause()
+    way.taken(True)
+    until = time.monotonic() + 30
+    while family[1].status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < until, "the kernel works while somebody is answered"
+        time.sleep(0.02)
+    assert family[0].status() != psutil.STATUS_STOPPED  # it has to notice what happens
+    return process, family
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only where a kernel dies with its parent")
+@pytest.mark.parametrize("killed", [0, 1], ids=["the command", "its child"])
+def test_after_kill_9_while_it_stands_still_nothing_stays(lab, killed):
+    process, family = start_and_stop(lab, way := RightOfWay(lab.home))
+    [psutil.Process(process.pid), *family][killed].kill()
+    process.communicate(timeout=60)
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    way.taken(False)
+    row = lab.rows()[0]
+    assert row["status"] == ("unfinished" if killed == 0 else "failed")
+    assert lab.run("--resume", row["run"])["result"]["sum"] == 5
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only where a kernel dies with its parent")
+def test_ctrl_c_while_it_stands_still_ends_it_at_once(lab):
+    process, family = start_and_stop(lab, RightOfWay(lab.home))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and not [child for child in family if child.is_running()]
+    assert "KeyboardInterrupt" in lab.file("notebook.ipynb").read_text()
 
 
 def test_a_kernel_that_dies_is_told(lab):

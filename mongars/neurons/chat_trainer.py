@@ -6,12 +6,14 @@
 __all__ = ['PRECISIONS', 'CHECKPOINT', 'faster_precision', 'Recipe', 'Progress', 'ChatTrainer']
 
 # %% ../../nbs/neurons/10_chat_trainer.ipynb #aa879133
+import ctypes
 import hashlib
 import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -262,6 +264,8 @@ class ChatTrainer:
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.grad, tensor.data = None, torch.empty(0)
         self.accelerator.free_memory()
+        with suppress(OSError, AttributeError):  # only glibc has it, and keeps gigabytes of what was freed
+            ctypes.CDLL(None).malloc_trim(0)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write peft's two files of the adapter into `folder`, its weights as `dtype`."""

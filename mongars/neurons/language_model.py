@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -81,6 +81,7 @@ class LanguageModel:
         waiting: int = 8,
         portions: Portions
         | None = None,  # of what this process uses; by default as this machine can count it
+        answering: Callable[[bool], None] = lambda yes: None,  # told when the first comes and the last leaves
     ):
         self.engine = engine
         elsewhere = isinstance(engine, RemoteEngine)
@@ -88,7 +89,7 @@ class LanguageModel:
         self.name: str = engine.name
         self.adapter: str | None = engine.adapter.name if engine.adapter else None
         self.runtime: str = engine.runtime  # what computes, in words
-        self.at_once, self.waiting = at_once, waiting
+        self.at_once, self.waiting, self.answering = at_once, waiting, answering
         self._workers = ThreadPoolExecutor(at_once, thread_name_prefix="answer")
         self._turns = Turns(at_once)
         self._taken = 0
@@ -156,7 +157,9 @@ class LanguageModel:
                 del self._held[owner]
 
     def _change(self, by: int) -> None:
-        self._taken += by
+        before, self._taken = self._taken, self._taken + by
+        if bool(before) != bool(self._taken):
+            self.answering(bool(self._taken))
         ANSWERS.labels("running").set(min(self._taken, self.at_once))
         ANSWERS.labels("waiting").set(max(0, self._taken - self.at_once))
 

@@ -188,6 +188,14 @@ def this_python() -> type:
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(resource_dir="", **get_kernel_dict())
 
+        async def _async_pre_start_kernel(self, **options):
+            me = os.getpid()  # a kernel that stands still would not notice that this process has died
+            return await super()._async_pre_start_kernel(
+                **options | {"preexec_fn": lambda: end_with_parent(me)}
+            )
+
+        pre_start_kernel = _async_pre_start_kernel
+
     return ThisPython
 
 
@@ -244,7 +252,7 @@ def work(
     )  # fmt: skip
     why = None
     try:
-        code, why = watch(process, limits or Limits(), patience)
+        code, why = watch(process, limits or Limits(), patience, settings.home)
     except KeyboardInterrupt:
         ask_to_end(process, patience)
         return INTERRUPTED

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..base.errors import BadInput, MongarsError, NotReady
 from ..base.keys import signing_key, signing_keys
+from ..base.right_of_way import RightOfWay
 from ..base.settings import REMOTE, Settings
 from ..base.store import Store
 from ..neurons import adapters, engines, model_store, quantised
@@ -114,14 +115,14 @@ def language_model(settings: Settings, say: Callable[[str], None] = lambda line:
     """The model that the settings name, loaded, or reached through its server."""
     from mongars.neurons.language_model import LanguageModel
 
-    waiting = settings.answers_waiting
+    waiting, answering = settings.answers_waiting, RightOfWay(settings.home).taken
     if settings.model_is_remote:
-        return LanguageModel(remote(settings), settings.answers_at_once or 1, waiting)
+        return LanguageModel(remote(settings), settings.answers_at_once or 1, waiting, answering=answering)
     wish = wished(settings)
     chosen = engines.prepare(wish, say)
     say(str(chosen))
     at_once = settings.answers_at_once or engines.AT_ONCE[chosen.engine]
-    return LanguageModel(engines.load(wish, chosen), at_once, waiting)
+    return LanguageModel(engines.load(wish, chosen), at_once, waiting, answering=answering)
 
 
 def wished(settings: Settings) -> engines.Wish:
