@@ -105,6 +105,7 @@ def test_what_was_approved_is_learnt_accepted_and_serves(home, night):
         gain == pytest.approx(run.row()["result"]["verdict"]["intervals"]["answers"]["mean"], abs=1e-3)
         and gain > 0
     )
+    assert {"answers", "everyday", "reading"} <= set(run.row()["result"]["verdict"]["intervals"])
     # The record: steps, a report, the views, energy that adds up; nothing that anybody said, and no weights left over.
     assert [row["step"] for row in run.metrics()] == list(range(1, run.row()["result"]["steps"] + 1))
     page = home.mongars("report", night["run"])
@@ -126,6 +127,12 @@ def test_what_was_approved_is_learnt_accepted_and_serves(home, night):
     assert [path.parent.name for path in run.folder.rglob("*.safetensors") if path.parent.name != "base"] == [
         "adapter"
     ]
+
+
+def test_the_record_repeats_and_nothing_of_the_repeat_serves(home, night):
+    again = json.loads(home.mongars("replay", night["run"], "--json"))
+    assert again["same"] and again["repeats"] == night["run"], again["compared"]
+    assert serving(home.store, home.person, CHAT).id == night["adapter"]
 
 
 def killed(home: Home, params: dict) -> Run:
