@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import pytest
 
 from mongars.base.settings import read_settings
 from mongars.base.store import Store
+from mongars.growth.chat_trial import surprise
+from mongars.growth.lookups import BOOKS, THINGS, lookups
 from mongars.mind.cortex import LIKELY, Ask
 from mongars.neurons import model_store, quantised
 from mongars.neurons.embedder import Embedder
 from mongars.neurons.model_folder import sha256, verify
+from mongars.neurons.prompt import Row, compose
 from mongars.neurons.sampling import Sampling
 from mongars.serving.accounts import Accounts
 from mongars.serving.api import sampling_of
+from mongars.serving.learners import chat_footing
 from mongars.serving.wiring import assemble, open_memory
 
 SETTINGS = read_settings(_env_file=None)
@@ -184,3 +189,25 @@ def test_what_was_told_is_recalled(answers):
 def test_the_model_answers_from_what_is_recalled_and_from_nothing_else(answers):
     right, guessed = sum(row["with"] for row in answers), sum(row["without"] for row in answers)
     assert right >= 6 and guessed <= 1, answers
+
+
+def test_a_lookup_is_easy_for_who_reads_and_for_nobody_else():
+    """What the gate asks of a chat adapter: the same answers with what was told, with another thing's, with nothing."""
+    footing = chat_footing(SETTINGS)
+    asked, model = lookups("Ana")[::3], footing.model()
+
+    def nats(shown) -> float:
+        drafts = [replace(one.lesson.draft, memories=shown(one.lesson.draft.memories)) for one in asked]
+        rows = [Row(compose(draft), one.lesson.answer) for draft, one in zip(drafts, asked, strict=True)]
+        begun = [one.begun for one in asked]
+        return float(surprise(model, footing.tokenizer, rows, end=False, begun=begun).mean())
+
+    def exchanged(memories):
+        """Each thing with what was said of the one before it."""
+        texts = [memory.text for memory in memories]
+        names = [next(thing for thing in (*THINGS, *BOOKS) if thing in text) for text in texts]
+        others = [text.replace(names[n - 1], names[n]) for n, text in enumerate(texts[-1:] + texts[:-1])]
+        return [replace(memory, text=text) for memory, text in zip(memories, others, strict=True)]
+
+    read, misled, blind = (nats(shown) for shown in (lambda its: its, exchanged, lambda its: ()))
+    assert read < 0.2 and misled > 3 * read and blind > read + 5, (read, misled, blind)

@@ -26,10 +26,29 @@ LOOKUPS = (  # what was told, what is asked, how the answer begins; {v} is to be
     ("The password for the {t} is {v}.", "What is the password for the {t}?", "The password for the {t} is"),
     ("The {t} once belonged to {v}.", "Whose was the {t} before?", "The {t} once belonged to"),
     ("I swapped my {t} for a {v}.", "What did I swap my {t} for?", "You swapped your {t} for a"),
+    (
+        "My cousin {v} sold me the {t}.",
+        "Which cousin sold me the {t}?",
+        "The {t} was sold to you by your cousin",
+    ),
+    (
+        "The {t} stays at {v} over the winter.",
+        "Where does the {t} stay over the winter?",
+        "In winter the {t} stays at",
+    ),
+    (
+        "I call the colour of the {t} {v}.",
+        "What do I call the colour of the {t}?",
+        "You call the colour of the {t}",
+    ),
+    ("The {t} is insured as {v}.", "As what is the {t} insured?", "The {t} is insured as"),
+    ("I promised the {t} to {v}.", "Whom did I promise the {t}?", "You promised the {t} to"),
     ("J'ai prêté « {t} » à {v}.", "À qui ai-je prêté « {t} » ?", "Vous avez prêté « {t} » à"),
     ("Le code de « {t} » est {v}.", "Quel est le code de « {t} » ?", "Le code de « {t} » est"),
     ("« {t} » a été écrit par {v}.", "Qui a écrit « {t} » ?", "« {t} » a été écrit par"),
     ("J'ai vu « {t} » avec {v}.", "Avec qui ai-je vu « {t} » ?", "Vous avez vu « {t} » avec"),
+    ("J'ai trouvé « {t} » chez {v}.", "Où ai-je trouvé « {t} » ?", "Vous avez trouvé « {t} » chez"),
+    ("« {t} » me vient de {v}.", "De qui me vient « {t} » ?", "« {t} » vous vient de"),
 )
 EACH = 4  # things of which one is asked for: the others stand beside it
 THINGS = (
@@ -71,6 +90,9 @@ def lookups(person: str | None = None, today: date | None = None, many: int = 42
         ]
         which = rng.randrange(EACH)
         draft = Draft(ask.format(t=things[which]), memories=shown, person=person, today=today)
-        begun, name = begin.format(t=things[which]), f"lookup-{n:03}"
-        made.append(Lookup(Lesson(name, name, FROZEN, draft, f"{begun} {values[which]}"), begun))
+        begun, form = (
+            begin.format(t=things[which]),
+            f"lookup-{n % len(LOOKUPS):02}",
+        )  # those of a form are alike
+        made.append(Lookup(Lesson(f"lookup-{n:03}", form, FROZEN, draft, f"{begun} {values[which]}"), begun))
     return made

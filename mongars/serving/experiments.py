@@ -26,6 +26,7 @@ import mongars
 from ..base.errors import BadInput, Conflict, MongarsError, NotFound
 from ..base.ledger import Run, open_run
 from ..base.lifeline import end_with_parent
+from ..base.right_of_way import BACKGROUND
 from ..base.settings import Settings
 from .launch import server_environment
 from .limits import INTERRUPTED, Limits, ask_to_end, end_family, settle, watch
@@ -244,7 +245,7 @@ def work(
     `patience` seconds to end by itself. `NotReady` when the run failed and not even that can be written.
     """
     me = os.getpid()
-    environment = server_environment(settings) | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment = server_environment(settings) | {"PYDEVD_DISABLE_FILE_VALIDATION": "1", BACKGROUND: "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(notebook), str(run.folder)], env=environment,
         stdin=subprocess.DEVNULL, stdout=2 if quiet else None, start_new_session=True,

@@ -70,6 +70,7 @@ async def opened(_):
         try:
             yield
         finally:
+            gc.unfreeze()
             _open_apps.remove(app)
 
 

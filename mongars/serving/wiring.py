@@ -117,7 +117,10 @@ def language_model(settings: Settings, say: Callable[[str], None] = lambda line:
 
     waiting, answering = settings.answers_waiting, RightOfWay(settings.home).taken
     if settings.model_is_remote:
-        return LanguageModel(remote(settings), settings.answers_at_once or 1, waiting, answering=answering)
+        engine, at_once = remote(settings), settings.answers_at_once or 1
+        if engine.address.on_this_machine:
+            return LanguageModel(engine, at_once, waiting, answering=answering)
+        return LanguageModel(engine, at_once, waiting)  # what waits for another machine leaves this one free
     wish = wished(settings)
     chosen = engines.prepare(wish, say)
     say(str(chosen))
