@@ -81,7 +81,7 @@ class LanguageModel:
         waiting: int = 8,
         portions: Portions
         | None = None,  # of what this process uses; by default as this machine can count it
-        answering: Callable[[bool], None] = lambda yes: None,  # told when the first comes and the last leaves
+        answering: Callable[[bool], None] | None = None,  # told when the first comes and the last leaves
     ):
         self.engine = engine
         elsewhere = isinstance(engine, RemoteEngine)
@@ -158,7 +158,7 @@ class LanguageModel:
 
     def _change(self, by: int) -> None:
         before, self._taken = self._taken, self._taken + by
-        if bool(before) != bool(self._taken):
+        if self.answering and bool(before) != bool(self._taken):
             self.answering(bool(self._taken))
         ANSWERS.labels("running").set(min(self._taken, self.at_once))
         ANSWERS.labels("waiting").set(max(0, self._taken - self.at_once))

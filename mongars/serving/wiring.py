@@ -117,10 +117,11 @@ def language_model(settings: Settings, say: Callable[[str], None] = lambda line:
 
     waiting, answering = settings.answers_waiting, RightOfWay(settings.home).taken
     if settings.model_is_remote:
-        engine, at_once = remote(settings), settings.answers_at_once or 1
-        if engine.address.on_this_machine:
-            return LanguageModel(engine, at_once, waiting, answering=answering)
-        return LanguageModel(engine, at_once, waiting)  # what waits for another machine leaves this one free
+        from mongars.neurons.remote import address
+
+        if not address(settings.model).on_this_machine:  # who waits for another machine leaves this one free
+            answering = None
+        return LanguageModel(remote(settings), settings.answers_at_once or 1, waiting, answering=answering)
     wish = wished(settings)
     chosen = engines.prepare(wish, say)
     say(str(chosen))
