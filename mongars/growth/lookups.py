@@ -51,19 +51,7 @@ LOOKUPS = (  # what was told, what is asked, how the answer begins; {v} is to be
     ("« {t} » me vient de {v}.", "De qui me vient « {t} » ?", "« {t} » vous vient de"),
 )
 EACH = 4  # things of which one is asked for: the others stand beside it
-THINGS = (
-    "canoe",
-    "clock",
-    "harp",
-    "ladle",
-    "mirror",
-    "parrot",
-    "quilt",
-    "teapot",
-    "tripod",
-    "trumpet",
-    "vase",
-)
+THINGS = tuple("canoe clock harp ladle mirror parrot quilt teapot tripod trumpet vase".split())
 BOOKS = ("La Barque", "Le Grand Saut", "Les Merles", "Midi", "Nuit blanche", "Sel et Sable", "Vent debout")
 
 
@@ -90,9 +78,7 @@ def lookups(person: str | None = None, today: date | None = None, many: int = 42
         ]
         which = rng.randrange(EACH)
         draft = Draft(ask.format(t=things[which]), memories=shown, person=person, today=today)
-        begun, form = (
-            begin.format(t=things[which]),
-            f"lookup-{n % len(LOOKUPS):02}",
-        )  # those of a form are alike
+        form = f"lookup-{n % len(LOOKUPS):02}"  # stands for a conversation: those of a form are alike
+        begun = begin.format(t=things[which])
         made.append(Lookup(Lesson(f"lookup-{n:03}", form, FROZEN, draft, f"{begun} {values[which]}"), begun))
     return made

@@ -54,7 +54,7 @@ _open_apps = []
 def spare_the_collector() -> None:
     """Have Python's garbage collector look no more at what is there now: it stays for as long as the server does.
 
-    Of a million objects it made everybody wait for more than half a second, every few minutes.
+    Of more than half a million objects it made everybody wait for 0.65 s now and then (docs/reliability.md).
     """
     gc.collect()
     gc.freeze()
