@@ -36,6 +36,7 @@ class Person:
     conversation: str | None = None
     last_event: int = 0
     socket: "Line | None" = None
+    said: dict[str, Turn] = field(default_factory=dict)  # over a WebSocket, by key: frames outlive a connection
 
     @property
     def bearer(self) -> dict[str, str]:
@@ -147,7 +148,7 @@ class Line:
 
     def __init__(self, url: str, person: Person):
         self.url, self.person = url, person
-        self.waiting: dict[str, tuple[Turn, asyncio.Future]] = {}
+        self.waiting: dict[str, asyncio.Future] = {}
         self.session = self.socket = self.reader = None
         self.hello: dict = {}
 
@@ -182,16 +183,18 @@ class Line:
                 if number := frame.get("event_id"):
                     assert number == self.person.last_event + 1, f"{self.person} heard {number}"
                     self.person.last_event = number
-                turn, ended = self.waiting.get(frame.get("id"), (None, None))
-                if turn is not None:
-                    self._take(frame, turn, ended)
+                if frame.get("id") in self.person.said:
+                    self._take(frame)
         finally:
-            for turn, ended in self.waiting.values():
+            for key, ended in self.waiting.items():
                 if not ended.done():
-                    turn.end("broken")
+                    self.person.said[key].end("broken")
                     ended.set_result((0, None))
 
-    def _take(self, frame: dict, turn: Turn, ended: asyncio.Future) -> None:
+    def _take(self, frame: dict) -> None:
+        """Hear what is told of a message, whether or not somebody waits for its end just now."""
+        turn, ended = self.person.said[frame["id"]], self.waiting.get(frame["id"])
+        over = None  # how it ended, if it did
         match frame["type"]:
             case "ack":
                 turn.acknowledge(frame["turn_id"])
@@ -200,11 +203,15 @@ class Line:
                 turn.heard += frame["text"]
             case "done":
                 turn.done(frame["turn_id"], turn.heard)
-                ended.done() or ended.set_result((200, None))
+                over = 200, None
             case "error":
                 turn.end("error" if turn.turn_id else "refused", frame["status"])
                 wait = frame.get("retry_after")
-                ended.done() or ended.set_result((frame["status"], wait and str(wait)))
+                over = frame["status"], wait and str(wait)
+            case other:
+                raise AssertionError(f"an unknown frame: {other}")
+        if over and ended and not ended.done():
+            ended.set_result(over)
 
     @property
     def closed(self) -> bool:
@@ -214,7 +221,7 @@ class Line:
         """Say something, and wait for its end."""
         turn.tries += 1
         ended = asyncio.get_running_loop().create_future()
-        self.waiting[turn.key] = turn, ended
+        self.person.said[turn.key], self.waiting[turn.key] = turn, ended
         try:
             await self.socket.send_json({"type": "chat", "id": turn.key, "text": turn.text})
             return await asyncio.wait_for(ended, timeout)
