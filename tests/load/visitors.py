@@ -36,7 +36,9 @@ class Person:
     conversation: str | None = None
     last_event: int = 0
     socket: "Line | None" = None
-    said: dict[str, Turn] = field(default_factory=dict)  # over a WebSocket, by key: frames outlive a connection
+    said: dict[str, Turn] = field(
+        default_factory=dict
+    )  # over a WebSocket, by key: frames outlive a connection
 
     @property
     def bearer(self) -> dict[str, str]:
