@@ -1056,6 +1056,7 @@ def test_the_memories_fit_a_phone_and_the_keyboard(browser, server):
         expect(page.locator(f"#remembered {mark}").first).to_be_visible()
         assert page.locator("#remembered").evaluate(right) <= 390, place
     go(page, "memories")
+    expect(page.locator("#remembered article")).to_be_visible()  # the view before this one has a heading, too
     page.locator("#remembered h1").focus()
     names = []
     for _ in range(30):
