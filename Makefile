@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: up test contract load check-clean text readme clean
+.PHONY: up test contract load benchmark check-clean text readme clean
 
 up: $(VENV)/ready
 	@$(BIN)/mongars up
@@ -30,6 +30,14 @@ load: $(VENV)/ready-dev
 	@$(BIN)/mongars models fetch
 	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load faults $(SHORT)
 	@PYTHONPATH=tests $(BIN)/python tests/offline.py -- $(BIN)/python -m load load $(SHORT)
+
+# A benchmark in full, into data/benchmarks: `make benchmark NAME=one_evening GIVEN="-p seeds 5"`.
+benchmark: $(VENV)/ready-dev
+	@test -f nbs/benchmarks/$(NAME).ipynb || { echo "NAME must be one of: $$(cd nbs/benchmarks && ls *.ipynb | sed s/.ipynb// | xargs)"; exit 1; }
+	@$(BIN)/mongars models fetch
+	@mkdir -p data/benchmarks
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/papermill -k python3 --language python --log-output --no-progress-bar -p full True $(GIVEN) nbs/benchmarks/$(NAME).ipynb data/benchmarks/$(NAME).ipynb
+	@echo "Its tables and plots: data/benchmarks/$(NAME).ipynb"
 
 # Generated files deleted and made again must be the ones that are committed, and the notebooks clean.
 check-clean: $(VENV)/ready-dev

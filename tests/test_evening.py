@@ -110,6 +110,7 @@ def test_what_was_approved_is_learnt_accepted_and_serves(home, night):
     assert [row["step"] for row in run.metrics()] == list(range(1, run.row()["result"]["steps"] + 1))
     page = home.mongars("report", night["run"])
     assert "Accepted" in page and f"above {card.over}" in page and "rollback --learner chat" in page
+    assert "regression, not asked, has" in page
     asked = "SELECT target, low > 0 AS sure, kind, state, a.generation FROM verdicts v JOIN adapters a USING (run)"
     assert json.loads(home.mongars("sql", asked, "--json")) == [
         {"target": "answers", "sure": True, "kind": "chat", "state": "serving", "generation": 1}

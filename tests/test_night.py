@@ -1,12 +1,15 @@
 """A night: from what was said to a map that serves, and back; and what a kill in the middle leaves."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from conftest import clean_environment
 from sqlmodel import select
@@ -124,6 +128,7 @@ def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home
     run = find_run(home.folder, night["run"])
     page = home.mongars("report", night["run"])
     assert "Accepted" in page and "questions with an approved answer" in page and "mongars rollback" in page
+    assert "regression, not asked, has 10 queries in 2 conversations: 20 more queries" in page
     asked = "SELECT outcome, low > 0 AS sure, v.joules > 0 AS known, state FROM verdicts v JOIN adapters USING (run)"
     assert json.loads(home.mongars("sql", asked, "--json")) == [
         {"outcome": "accepted", "sure": True, "known": True, "state": "serving"}
@@ -154,6 +159,35 @@ def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home
     assert FORGOTTEN in home.mongars("report", night["run"]) and FORGOTTEN in home.mongars("adapters")
 
 
+def test_a_night_asks_for_the_lowest_priority_and_one_whose_kernel_is_killed_changes_nothing(home):
+    served, before = serving(home.store, home.person), set((home.folder / "runs").rglob("params.json"))
+    words = [word for word in SMALL if word not in ("-p", "priority=0")]
+    given = [part for word in words for part in ("-p", word)]
+    command = [*COMMAND, "evolve", "--learner", "map", "--json", *given]
+    night = subprocess.Popen(
+        command, env=home.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until, kernel = time.monotonic() + 120, None
+    while kernel is None and time.monotonic() < until and night.poll() is None:
+        time.sleep(0.05)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = psutil.Process(night.pid).children(recursive=True)
+            kernel = next((one for one in below if one.nice() == 19), None)
+    assert kernel is not None, night.communicate()
+    kernel.kill()
+    killed = time.monotonic()
+    said, why = night.communicate(timeout=60)
+    assert night.returncode and time.monotonic() - killed < 10, (said, why)
+    [made] = set((home.folder / "runs").rglob("params.json")) - before
+    run = find_run(home.folder, made.parent.name)
+    assert run.row()["state"] == "failed" and run.row()["reason"] in why and "died" in why.lower(), (
+        run.row(),
+        why,
+    )
+    assert json.loads((run.folder / "notebook.ipynb").read_text())["cells"]
+    assert serving(home.store, home.person) == served
+
+
 def test_who_said_too_little_is_told_so_and_nothing_changes(home):
     Accounts(home.store).register("Bo", None)
     nights = json.loads(home.mongars("evolve", "--user", "Bo", "--json"))
@@ -162,7 +196,7 @@ def test_who_said_too_little_is_told_so_and_nothing_changes(home):
         assert (
             night["outcome"] == "not enough evidence"
             and night["run"] is None
-            and "missing" in night["reasons"][0]
+            and re.search(r"[1-9]\d* .*missing", night["reasons"][0])
         )
 
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ACCEPTED', 'REFUSED', 'TOO_LITTLE', 'RULE', 'digest', 'Plan', 'Scores', 'Slice', 'of_queries', 'register', 'Engine',
-           'Check', 'Verdict', 'sound', 'compared', 'missing', 'evaluate']
+           'Check', 'Verdict', 'sound', 'compared', 'too_few', 'missing', 'evaluate']
 
 # %% ../../nbs/growth/20_evaluation.ipynb #10a0f59f
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -223,17 +224,23 @@ def compared(
     return checks, intervals
 
 # %% ../../nbs/growth/20_evaluation.ipynb #6404a3c8
+def too_few(name: str, talks: Sequence[str], queries: int, conversations: int) -> list[str]:
+    """Why a metric cannot be compared: a sentence, if its queries, each given by its conversation, are too few."""
+    have = {"queries": len(talks), "conversations": len(set(talks))}
+    lack = {"queries": queries - have["queries"], "conversations": conversations - have["conversations"]}
+    short = " and ".join(f"{count} more {unit}" for unit, count in lack.items() if count > 0)
+    of_what = " in ".join(f"{count} {unit}" for unit, count in have.items())
+    return [f"{name} has {of_what}: {short} needed."] if short else []
+
+
 def missing(plan: Plan, scores: dict[str, Scores]) -> list[str]:
     """A sentence for every metric with too few queries or conversations."""
-    said: list[str] = []
-    for name in (plan.target, *sorted(plan.margins)):
-        of = scores[name]
-        have = {"queries": len(of.queries), "conversations": len(set(of.conversations))}
-        lack = {unit: getattr(plan, unit) - count for unit, count in have.items()}
-        if short := " and ".join(f"{count} more {unit}" for unit, count in lack.items() if count > 0):
-            of_what = " in ".join(f"{count} {unit}" for unit, count in have.items())
-            said.append(f"{name} has {of_what}: {short} needed.")
-    return said
+    least = plan.queries, plan.conversations
+    return [
+        sentence
+        for name in (plan.target, *sorted(plan.margins))
+        for sentence in too_few(name, scores[name].conversations, *least)
+    ]
 
 
 def _same(plan: Plan, state: Slice, scores: dict[str, Scores], leaked: dict[str, bool]) -> None:
