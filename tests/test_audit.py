@@ -162,9 +162,10 @@ def test_what_is_done_in_a_terminal_is_written_down(make_server):
         ["add", "terminal.ana", "--password-stdin"],
         ["role", "terminal.ana", "admin"],
         ["disable", "terminal.ana"],
+        ["key", "terminal.ana"],
     ):
         done = CliRunner().invoke(commands, ["user", *words], env=server.environment, input=PASSWORD + "\n")
         assert done.exit_code == 0, done.output
     lines = Audit(server.folder / "home").lines()
-    assert [line["what"] for line in lines] == ["account_made", "role_change", "account_closed"]
+    assert [line["what"] for line in lines] == ["account_made", "role_change", "account_closed", "key_made"]
     assert {line["address"] for line in lines} == {"terminal"} and len({line["on"] for line in lines}) == 1

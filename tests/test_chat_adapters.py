@@ -19,7 +19,7 @@ from mongars.neurons.tiny_model import make_adapter
 ASK = [{"role": "user", "content": "What do bees do all day, and why do they come back?"}]
 SAMPLING = Sampling(max_new_tokens=12)
 ENGINES = ["transformers", "llama"]
-CHATS = 30
+CHATS, SWAPS = 500, 50  # while one another's adapters come and go
 
 
 def enter(store: Store, home: Path, base: Path, person: str, count: int, over: str) -> list[str]:
@@ -73,13 +73,13 @@ def test_no_answer_is_torn_or_wrong_while_adapters_are_swapped(engine, tiny_mode
         talks = [asyncio.create_task(chat(person)) for person in ("ana", "ana", "bo", "ana")]
         serves, swaps = None, 0
         while not all(talk.done() for talk in talks):
-            if len(heard) >= 3 * swaps:
+            if len(heard) >= CHATS // SWAPS * swaps:
                 after = [*ids, None][swaps % 3]
                 swap(store, "ana", after, serves, KIND)
                 serves, swaps = after, swaps + 1
             await asyncio.sleep(0.01)
         await asyncio.gather(*talks)
-        assert swaps >= CHATS // 3
+        assert swaps >= SWAPS
 
     asyncio.run(live())
     model.close()

@@ -66,6 +66,22 @@ def test_a_page_loads_from_this_server_only_and_runs_no_script_that_stands_in_it
     assert answer.headers["Cache-Control"] == "no-store"
 
 
+def test_no_cache_keeps_what_the_api_says(app, house):
+    key = {"Authorization": f"Bearer {house.accounts.issue(house.accounts.owner(), 'api_key')}"}
+    said = {"message": "I keep bees."}
+    answers = [
+        app.post("/api/v1/conversation/chat", json=said, headers=key),
+        app.post("/api/v1/conversation/chat", json=said | {"stream": True}, headers=key),
+        *(
+            app.get(path, headers=key)
+            for path in ("/api/v1/conversation/history", "/api/v1/memories", "/v1/models")
+        ),
+        app.get("/api/v1/memories"),  # by nobody
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 5 + [401]
+    assert {answer.headers.get("Cache-Control") for answer in answers} == {"no-store"}
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_the_cookie_of_a_browser_is_for_this_site_and_no_script_reads_it(app, house, scheme):
     house.accounts.find("Cleo") or house.accounts.register("Cleo", "correct horse")

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import subprocess
 import time
 
 import httpx
@@ -87,6 +88,38 @@ def test_a_server_that_stops_gives_every_listener_an_end_and_keeps_what_was_said
     assert ended["finish_reason"] == "cancelled" and 0 < len(ended["response"]) < 7000
     kept = server.start().person("Ana").get("/api/v1/conversation/history").json()["items"][0]
     assert kept["response"] == ended["response"]
+
+
+def test_no_header_says_where_somebody_comes_from(make_server):
+    server = make_server()
+    server.by_bentoml()
+    server.start()
+    guess, forged = {"username": "Nobody", "password": "wrong horse"}, {"X-Forwarded-For": "203.0.113.9"}
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        assert client.post("/token", data=guess, headers=forged).status_code == 401
+    *_, line = (server.folder / "home" / "audit.jsonl").read_text().splitlines()
+    assert json.loads(line)["address"] == "127.0.0.1"
+
+
+def test_an_api_key_that_was_ended_opens_nothing_any_more(server):
+    lost, kept = (
+        json.loads(server.mongars("user", "key", "owner", "--label", label, "--json").stdout)["key"]
+        for label in ("lost", "kept")
+    )
+    rows = json.loads(server.mongars("user", "keys", "owner", "--json").stdout)
+    ids = {row["label"]: row["id"] for row in rows}
+    assert {"lost", "kept"} <= set(ids) and not any(lost in str(row) or kept in str(row) for row in rows)
+
+    def status(key: str) -> int:
+        url, bearer = f"{server.url}/api/v1/user/me", {"Authorization": f"Bearer {key}"}
+        return httpx.get(url, headers=bearer, trust_env=False).status_code
+
+    assert (status(lost), status(kept)) == (200, 200)
+    server.mongars("user", "endkey", "owner", ids["lost"])
+    assert (status(lost), status(kept)) == (401, 200)
+    with pytest.raises(subprocess.CalledProcessError) as again:
+        server.mongars("user", "endkey", "owner", ids["lost"])
+    assert "mongars user keys" in again.value.stdout + again.value.stderr
 
 
 def test_a_second_process_sees_and_adds_turns(server):

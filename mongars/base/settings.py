@@ -102,7 +102,9 @@ class Settings(BaseSettings):
         None, description="`none`, a name or a folder; unset: the shipped reader, if made for the model"
     )
     embedder: str = Field("all-MiniLM-L6-v2", description="default encoder or a folder of the same kind")
-    max_new_tokens: int = Field(256, ge=1, le=8192, description="longest answer, in tokens")
+    max_new_tokens: int = Field(
+        256, ge=1, le=8192, description="longest answer, in tokens; an OpenAI client may ask for another"
+    )
     temperature: float = Field(0.0, ge=0, le=2, description="0 always takes the likeliest word")
     top_p: float = Field(1.0, gt=0, le=1, description="share of probability that is sampled from")
     repetition_penalty: float | None = Field(

@@ -167,6 +167,21 @@ class Accounts:
             )  # fmt: skip
         return secret
 
+    def keys(self, person: Person) -> list[Credential]:
+        """A person's API keys, oldest first; what they are is known to whoever was given them."""
+        mine = Credential.person_id == person.id, Credential.kind == "api_key"
+        with self.store.reading() as session:
+            return list(session.exec(select(Credential).where(*mine).order_by(col(Credential.id))))
+
+    def end_key(self, person: Person, id: str) -> None:
+        """End an API key of a person, at once; `BadInput` if they have none with this id."""
+        mine = Credential.person_id == person.id, Credential.kind == "api_key", Credential.id == id
+        with self.store.writing() as session:
+            if not session.exec(delete(Credential).where(*mine)).rowcount:
+                raise BadInput(
+                    f"{person.username} has no API key {id!r}. `mongars user keys` shows which there are."
+                )
+
     def credential(self, kind: str, secret: str) -> tuple[Credential, Person] | None:
         """The credential of a secret and whom it speaks for, if it is one, has not expired, and the account is open."""
         return self._valid(Credential.digest == digest(secret), Credential.kind == kind)

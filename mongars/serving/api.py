@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'api', 'IdempotencyKey', 'operator', 'Question', 'TurnShape', 'HistoryShape', 'sampling_of', 'chat', 'history',
-           'healthz', 'ready', 'metrics', 'Measured', 'farewell', 'create_app']
+           'healthz', 'ready', 'metrics', 'Measured', 'Unkept', 'farewell', 'create_app']
 
 # %% ../../nbs/serving/05_api.ipynb #65a78120
 import asyncio
@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.routing import APIRouter
 from pydantic import BaseModel, StrictBool
 from sqlalchemy import text as sql
+from starlette.datastructures import MutableHeaders
 
 import mongars
 from ..base.discretion import speak_freely
@@ -175,6 +176,21 @@ class Measured:
             REQUEST_SECONDS.labels(route).observe(time.perf_counter() - began)
 
 
+class Unkept:
+    """ASGI middleware: what the API says to somebody, no cache keeps."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def unkept(message):
+            if message["type"] == "http.response.start" and scope["path"].startswith(("/api/", "/v1/")):
+                MutableHeaders(scope=message)["Cache-Control"] = "no-store"
+            await send(message)
+
+        await self.app(scope, receive, unkept)
+
+
 @contextlib.contextmanager
 def farewell(house: House | None):
     """While this is open, a signal to stop also breaks off the answers in the making.
@@ -230,6 +246,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.house, app.state.failure = None, NotReady("The server is starting.")
     app.add_middleware(TooLarge, most=chosen.body_bytes)
     app.add_middleware(Measured)
+    app.add_middleware(Unkept)
     install_error_handlers(app)
     speak_freely(chosen.debug)
     complete_contract(app)

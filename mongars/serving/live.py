@@ -22,10 +22,10 @@ from starlette.websockets import WebSocketDisconnect
 from ..base.errors import BadInput, Busy, MongarsError, NotAllowed, NotReady, NotSignedIn
 from ..mind.cortex import Ask
 from .api import TurnShape, sampling_of
+from .attempts import network_of
 from .callers import address_of, from_elsewhere, house_of, origin_of
 from .channels import Channel, Listener, refusal
 from .fields import Strict
-from .paces import network_of
 from .sessions import Caller
 from .wiring import House
 

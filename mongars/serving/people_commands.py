@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['people', 'FromStdin', 'ask_password', 'check_free', 'check_role', 'add', 'list_users', 'role', 'disable', 'enable',
-           'delete', 'password', 'key']
+           'delete', 'password', 'key', 'keys', 'endkey']
 
 # %% ../../nbs/serving/49_people_commands.ipynb #503dd0b2
 import json
@@ -163,8 +163,28 @@ def key(name: str, label: str = "", as_json: AsJson = False) -> None:
     """Make an API key for OpenAI clients. It is shown once."""
     accounts = open_accounts()
     person = person_named(accounts, name)
-    secret = accounts.issue(person, "api_key", label)
+    with audit_log().event(None, "key_made", on=person.id):
+        secret = accounts.issue(person, "api_key", label)
     if as_json:
         print(json.dumps({"username": person.username, "key": secret}))
     else:
         out.print(f"{secret}\n[dim]Keep it: it is not shown again.[/dim]", soft_wrap=True)
+
+
+@people.command()
+def keys(name: str, as_json: AsJson = False) -> None:
+    """Show somebody's API keys: which there are, not what they are."""
+    accounts = open_accounts()
+    made = accounts.keys(person_named(accounts, name))
+    rows = [{"id": key.id, "label": key.label, "made": f"{key.created_at:%Y-%m-%d %H:%M}"} for key in made]
+    show(rows, as_json, f"API keys of {name}")
+
+
+@people.command()
+def endkey(name: str, id: str) -> None:
+    """End an API key of somebody; `mongars user keys NAME` shows its id."""
+    accounts = open_accounts()
+    person = person_named(accounts, name)
+    with audit_log().event(None, "key_ended", on=person.id):
+        accounts.end_key(person, id)
+    out.print("The key opens nothing any more.")

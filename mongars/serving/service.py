@@ -14,6 +14,7 @@ keep_quiet()  # before bentoml and gradio are imported: they read these switches
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 
 import bentoml
@@ -63,6 +64,9 @@ def few_arenas() -> None:
 
 
 few_arenas()  # before there are threads
+os.environ.setdefault(
+    "FORWARDED_ALLOW_IPS", ""
+)  # uvicorn would believe any process of this machine where it comes from
 
 
 @contextlib.contextmanager

@@ -118,6 +118,10 @@ class Client:
                     told = json.loads(await answer.read())
                     turn.done(told["turn_id"], told["response"])
                     self.person.conversation = told["conversation_id"]
+                if (
+                    answer.status == 200 and turn.ended != "done"
+                ):  # a stream that ended otherwise is no success
+                    return turn.status or 0, wait
                 return answer.status, wait
         except aiohttp.ClientConnectorError:
             turn.end("not there")
