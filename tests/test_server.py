@@ -8,6 +8,8 @@ import time
 import httpx
 import pytest
 
+from mongars.serving.audit import Audit
+
 
 def test_beyond_the_queue_is_429_and_nothing_of_it_is_stored(make_server):
     server = make_server(max_new_tokens=800, answers_waiting=2).start()
@@ -97,8 +99,8 @@ def test_no_header_says_where_somebody_comes_from(make_server):
     guess, forged = {"username": "Nobody", "password": "wrong horse"}, {"X-Forwarded-For": "203.0.113.9"}
     with httpx.Client(base_url=server.url, trust_env=False) as client:
         assert client.post("/token", data=guess, headers=forged).status_code == 401
-    *_, line = (server.folder / "home" / "audit.jsonl").read_text().splitlines()
-    assert json.loads(line)["address"] == "127.0.0.1"
+    line = Audit(server.folder / "home").lines()[-1]
+    assert (line["what"], line["address"]) == ("sign_in", "127.0.0.1"), line
 
 
 def test_an_api_key_that_was_ended_opens_nothing_any_more(server):

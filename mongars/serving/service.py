@@ -64,9 +64,8 @@ def few_arenas() -> None:
 
 
 few_arenas()  # before there are threads
-os.environ.setdefault(
-    "FORWARDED_ALLOW_IPS", ""
-)  # uvicorn would believe any process of this machine where it comes from
+# else uvicorn believes any process of this machine where it comes from
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 
 @contextlib.contextmanager
