@@ -180,10 +180,8 @@ def test_a_night_asks_for_the_lowest_priority_and_one_whose_kernel_is_killed_cha
     assert night.returncode and time.monotonic() - killed < 10, (said, why)
     [made] = set((home.folder / "runs").rglob("params.json")) - before
     run = find_run(home.folder, made.parent.name)
-    assert run.row()["state"] == "failed" and run.row()["reason"] in why and "died" in why.lower(), (
-        run.row(),
-        why,
-    )
+    row = run.row()
+    assert row["status"] == "failed" and row["error"] in why and "died" in why, (row, why)
     assert json.loads((run.folder / "notebook.ipynb").read_text())["cells"]
     assert serving(home.store, home.person) == served
 
