@@ -340,7 +340,8 @@ def test_kill_9_after_any_step_leaves_the_old_map_or_the_new_one_and_the_next_ni
     assert tidy(bench.store, bench.home) == 0 and len(runs(bench.home)) == 1
     assert rollback(bench.store, bench.home, "ana").adapter.id == old.id and maps.of("ana").id == old.id
     assert f"when it was taken back. {old.id} serves now" in bench.next(run)
-    assert bench.evolve()[0].adapter == old.id  # it is not let serve again
+    ended, lines = bench.evolve()
+    assert ended.adapter == old.id and run.id not in lines  # it is not let serve again
 
 
 REASONS = {
@@ -386,7 +387,16 @@ def test_what_no_night_began_never_serves_and_its_report_says_so(night):
     run = night.accepted()
     (run.folder / NIGHT).unlink()
     assert night.evolve()[0].outcome == TOO_LITTLE and serving(night.store, "ana").id is None
-    assert "It never served" in night.next(run) and "`mongars evolve` learns anew" in night.next(run)
+    environment = clean_environment() | {"MONGARS_HOME": str(night.home)}
+    words = [*COMMAND, "run", "self_training", "-p", "person=ana", "--json"]  # on planted conversations
+    tried = json.loads(
+        subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+    )
+    assert tried["result"]["outcome"] == ACCEPTED and night.evolve()[0].outcome == TOO_LITTLE
+    assert serving(night.store, "ana").generation == 0 and not adapters(night.store)
+    for id in (run.id, tried["run"]):
+        page = CliRunner().invoke(app, ["report", id], env=environment).stdout
+        assert "It never served" in page and "`mongars evolve` learns anew" in page
 
 
 def test_what_another_followed_is_reported_so(night):
