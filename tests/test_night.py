@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,13 +25,13 @@ from sqlmodel import select
 from typer.testing import CliRunner
 
 from mongars.base.errors import Conflict
-from mongars.base.ledger import find_run, open_run
+from mongars.base.ledger import Run, open_run, runs, write_json
 from mongars.base.settings import read_settings
 from mongars.base.store import Store
 from mongars.base.tables import Person, Remembered
 from mongars.growth import curation
 from mongars.growth.curation import snapshot
-from mongars.growth.evaluation import ACCEPTED, REFUSED, Engine, Plan, Scores, evaluate, register
+from mongars.growth.evaluation import ACCEPTED, REFUSED, TOO_LITTLE, Engine, Plan, Scores, evaluate, register
 from mongars.growth.lineage import RETIRED, SERVING, WITHDRAWN, adapters, moved, serving, swap
 from mongars.growth.map_learning import Learnt, fit, learn
 from mongars.growth.planted import START, WordVectors, hold, planted
@@ -47,10 +48,18 @@ from mongars.neurons.query_map import MapCard, QueryMap, place_of, read, write
 from mongars.serving import nights
 from mongars.serving.accounts import Accounts
 from mongars.serving.cli import app
-from mongars.serving.nights import let_serve
+from mongars.serving.learners import LEARNERS
+from mongars.serving.nights import NIGHT, PASSED, let_serve
 from mongars.serving.wiring import open_memory
 
 COMMAND = [sys.executable, "-c", "from mongars.serving.cli import main; main()"]
+KILLED = f"""
+import os
+from mongars.serving import nights
+nights.let_serve = lambda *_: os.kill(os.getpid(), {signal.SIGKILL})
+from mongars.serving.cli import main
+main()
+"""
 
 
 @dataclass
@@ -117,17 +126,28 @@ SMALL += ["-p", "priority=0", "-p", "latency_ratio=1.5"]
 def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home):
     before, unmapped = home.found(), [home.recall(q) for q, _ in home.questions]
     assert {recall.mapped.adapter for recall in unmapped} == {None}
-    night = home.evolve(*SMALL)
-    assert night["outcome"] == "accepted", night
+    # Killed when its run was accepted: the next one lets that serve, and tries nothing else.
+    command = [sys.executable, "-c", KILLED, "evolve", "--learner", "map", *SMALL]
+    killed = subprocess.run(command, env=home.environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    [run] = runs(home.folder)
+    assert serving(home.store, home.person).id is None and not adapters(home.store)
+    assert "It does not serve yet" in home.mongars("report", run.id)
+    night = home.evolve()
+    assert night["outcome"] == "accepted" and night["run"] == run.id, night
+    assert [one.id for one in runs(home.folder)] == [run.id]
     now = serving(home.store, home.person)
     assert night["adapter"] == now.id and night["generation"] == now.generation == 1
     recall = home.recall(home.questions[0][0])
     assert (recall.mapped.adapter, recall.mapped.generation) == (now.id, 1)
     assert home.found() > before + 0.3
     # The record: a report, the views, the list of adapters, energy that adds up; and nothing that anybody said.
-    run = find_run(home.folder, night["run"])
     page = home.mongars("report", night["run"])
-    assert "Accepted" in page and "questions with an approved answer" in page and "mongars rollback" in page
+    assert (
+        "Accepted" in page
+        and "questions with an approved answer" in page
+        and "It serves, generation 1. `mongars rollback" in page
+    )
     assert "regression, not asked, has 10 queries in 2 conversations: 20 more queries" in page
     asked = "SELECT outcome, low > 0 AS sure, v.joules > 0 AS known, state FROM verdicts v JOIN adapters USING (run)"
     assert json.loads(home.mongars("sql", asked, "--json")) == [
@@ -147,6 +167,7 @@ def test_a_night_is_accepted_serves_without_a_restart_and_can_be_taken_back(home
     # And back, as it was.
     weights = {p.name: p.read_bytes() for p in place_of(home.folder, now.id).iterdir()}
     assert json.loads(home.mongars("rollback", "--json")) == {"adapter": None, "generation": 2}
+    assert "when it was taken back. No map serves now" in home.mongars("report", night["run"])
     again = [home.recall(q) for q, _ in home.questions]
     assert [r.items for r in again] == [r.items for r in unmapped] and again[0].mapped.generation == 2
     assert {p.name: p.read_bytes() for p in place_of(home.folder, now.id).iterdir()} == weights
@@ -277,6 +298,43 @@ class Bench:
     def apply(self, source: Path, instead_of: str | None, at=lambda step: None):
         return apply(self.store, self.home, source, ACCEPTED, instead_of, 0.5, self.encoder, at)
 
+    def accepted(self) -> Run:
+        """A run of a night that was broken off when its verdict was there."""
+        data = next((self.home / "snapshots").glob("*/snapshot.json")).parent.name
+        run = open_run(self.home, "self_training", {"snapshot": data, "person": "ana"})
+        write_json(run.folder / NIGHT, {"generation": serving(self.store, "ana").generation})
+        self.candidate(run.id, data).rename(run.folder / "map")
+        run.finish({
+            "outcome": ACCEPTED, "reasons": ["It is better."], "verdict": None, "person": "ana", "data_hash": data,
+            "pairs": {}, "strength": 1.0, "weight_change": 0.1, "limit": 0.5, "adapter": "map",
+            "weights_sha256": read(run.folder / "map")[1].weights_sha256,
+        })  # fmt: skip
+        return run
+
+    def evolve(self) -> tuple[nights.Night, str]:
+        """A night of Ana, and what it says."""
+        lines: list[str] = []
+        settings = read_settings(_env_file=None, home=self.home)
+        return nights.evolve(settings, self.store, "ana", say=lines.append), "\n".join(lines)
+
+    def next(self, run: Run) -> str:
+        """How the report of a run ends."""
+        return nights.report(run, self.store).partition("## Next\n\n")[2]
+
+
+class PowerCut(Exception):
+    """What ends a night in the middle."""
+
+
+def cut_at(step: str) -> Callable[[str], None]:
+    """What ends a night after a step."""
+
+    def cut(done: str) -> None:
+        if done == step:
+            raise PowerCut
+
+    return cut
+
 
 @pytest.fixture
 def bench(tmp_path) -> Iterator[Bench]:
@@ -289,39 +347,103 @@ def bench(tmp_path) -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_kill_9_after_any_step_leaves_the_old_map_or_the_new_one(bench, step):
-    old = bench.apply(bench.candidate("first"), None).adapter
-    source = bench.candidate("second")
-    maps = QueryMaps(bench.store, bench.home)
+def test_kill_9_after_any_step_leaves_the_old_map_or_the_new_one_and_the_next_night_ends_it(night, step):
+    bench, old = night, night.apply(night.candidate("first"), None).adapter
+    run, maps = bench.accepted(), QueryMaps(bench.store, bench.home)
     bench.store.close()  # nothing of it is shared with the child
     child = os.fork()
     if not child:
         try:
-            bench.apply(source, old.id, lambda done: done == step and os.kill(os.getpid(), signal.SIGKILL))
+            dies = lambda done: done == step and os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+            nights.apply = partial(apply, at=dies)
+            bench.evolve()
         finally:
             os._exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     held, now = maps.of("ana"), serving(bench.store, "ana")
     rows = {row.run: row for row in adapters(bench.store)}
-    assert held.id == now.id == (rows["second"].id if step == "swapped" else old.id) and not held.wrong
+    assert held.id == now.id == (rows[run.id].id if step == "swapped" else old.id) and not held.wrong
     assert [row.state for row in rows.values() if row.id == now.id] == [SERVING]
-    again = bench.apply(source, old.id).adapter  # what was begun is finished by beginning again
-    assert maps.of("ana").id == again.id == rows["second"].id and not maps.of("ana").wrong
-    assert tidy(bench.store, bench.home) == 0
+    assert ("It does not serve yet" in bench.next(run)) == (step != "swapped")
+    ended, _ = bench.evolve()
+    assert (ended.run, ended.outcome) == ((None, TOO_LITTLE) if step == "swapped" else (run.id, ACCEPTED))
+    assert maps.of("ana").id == ended.adapter == rows[run.id].id and not maps.of("ana").wrong
+    assert serving(bench.store, "ana").generation == 2 and "It serves, generation 2" in bench.next(run)
+    assert tidy(bench.store, bench.home) == 0 and len(runs(bench.home)) == 1
     assert rollback(bench.store, bench.home, "ana").adapter.id == old.id and maps.of("ana").id == old.id
+    assert f"when it was taken back. {old.id} serves now" in bench.next(run)
+    ended, lines = bench.evolve()
+    assert ended.adapter == old.id and run.id not in lines  # it is not let serve again
+
+
+REASONS = {
+    "taken back": "was taken back",
+    "another serves": PASSED,
+    "another encoder": "made for the encoder",
+}
+
+
+@pytest.mark.parametrize("why", REASONS)
+def test_what_cannot_serve_any_more_is_said_with_its_reason_and_not_tried_again(night, why):
+    run = night.accepted()
+    with pytest.raises(PowerCut):
+        night.apply(run.folder / "map", None, cut_at("staged"))
+    if why == "taken back":
+        Consents(night.store).set("ana", False, START)
+    elif why == "another serves":
+        night.apply(night.candidate("other"), None)
+    else:
+        night.encoder.fingerprint = "word-vectors/other"
+    now = serving(night.store, "ana")
+    ended, lines = night.evolve()
+    assert ended.outcome == TOO_LITTLE and REASONS[why] in lines and run.id in lines
+    assert run.id not in night.evolve()[1] and serving(night.store, "ana") == now
+    [state], page = [row.state for row in adapters(night.store) if row.run == run.id], night.next(run)
+    if why == "taken back":
+        assert state == WITHDRAWN and nights.TAKEN_BACK in page
+    else:
+        assert state == RETIRED and "It never served: " in page and REASONS[why] in page
+
+
+def test_what_waits_to_serve_one_person_is_left_by_the_night_of_another(night):
+    run = night.accepted()
+    with pytest.raises(PowerCut):
+        night.apply(run.folder / "map", None, cut_at("staged"))
+    with night.store.writing() as session:
+        session.add(Person(id="bo", username="Bo", username_key="bo"))
+    nights.evolve(read_settings(_env_file=None, home=night.home), night.store, "bo", say=lambda line: None)
+    assert night.evolve()[0].run == run.id and serving(night.store, "ana").adapter.run == run.id
+
+
+def test_what_no_night_began_never_serves_and_its_report_says_so(night):
+    run = night.accepted()
+    (run.folder / NIGHT).unlink()
+    assert night.evolve()[0].outcome == TOO_LITTLE and serving(night.store, "ana").id is None
+    environment = clean_environment() | {"MONGARS_HOME": str(night.home)}
+    words = [*COMMAND, "run", "self_training", "-p", "person=ana", "--json"]  # on planted conversations
+    tried = json.loads(
+        subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+    )
+    assert tried["result"]["outcome"] == ACCEPTED and night.evolve()[0].outcome == TOO_LITTLE
+    assert serving(night.store, "ana").generation == 0 and not adapters(night.store)
+    for id in (run.id, tried["run"]):
+        page = CliRunner().invoke(app, ["report", id], env=environment).stdout
+        assert "It never served" in page and "`mongars evolve` learns anew" in page
+
+
+def test_what_another_followed_is_reported_so(night):
+    first = night.accepted()
+    night.evolve()
+    second = night.accepted()
+    serves = night.evolve()[0].adapter
+    assert f"when another followed it. {serves} serves now" in night.next(first)
+    assert "It serves, generation 2" in night.next(second)
 
 
 @pytest.mark.parametrize("step", STEPS[:-1])
 def test_what_a_killed_night_left_behind_is_tidied_up(bench, step):
-    class PowerCut(Exception):
-        pass
-
-    def cut(done: str) -> None:
-        if done == step:
-            raise PowerCut
-
     with pytest.raises(PowerCut):
-        bench.apply(bench.candidate("only"), None, cut)
+        bench.apply(bench.candidate("only"), None, cut_at(step))
     assert serving(bench.store, "ana").id is None and tidy(bench.store, bench.home)
     assert [row.state for row in adapters(bench.store)] == [RETIRED]
     place = place_of(bench.home, "any").parent
@@ -340,6 +462,17 @@ def said(tmp_path_factory) -> Path:
     snapshot(store, folder, least={})
     store.close()
     return folder
+
+
+@pytest.fixture
+def night(said, tmp_path, monkeypatch) -> Iterator[Bench]:
+    """A copy of that home, where nights learn above the toy encoder."""
+    home = tmp_path / "home"
+    shutil.copytree(said, home)
+    bench = Bench(home, Store(f"sqlite:///{home}/mongars.sqlite3"), WordVectors())
+    monkeypatch.setitem(LEARNERS, "map", replace(LEARNERS["map"], footing=lambda settings: bench.encoder))
+    yield bench
+    bench.store.close()
 
 
 @pytest.mark.parametrize("step", ["closed", *UNLEARNING, None])

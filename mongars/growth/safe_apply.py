@@ -8,7 +8,7 @@ __all__ = ['STEPS', 'DRAFT', 'Applied', 'stage', 'apply', 'rollback', 'tidy']
 # %% ../../nbs/growth/27_safe_apply.ipynb #4ded740a
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,11 +137,14 @@ def rollback(store: Store, home: Path, person: str, kind: str = QUERY_MAP) -> Ap
     return Applied(serving(store, person, kind).adapter, generation)
 
 
-def tidy(store: Store, home: Path) -> int:
-    """Retire what a killed process left unfinished, and remove folders that nothing needs; how many of both."""
+def tidy(store: Store, home: Path, waiting: Collection[str] = ()) -> int:
+    """Retire what a killed process left unfinished, and remove folders that nothing needs; how many of both.
+
+    What is of a run that is `waiting` to be applied is left for that.
+    """
     done, rows = 0, {row.id: row for row in adapters(store)}
     for row in rows.values():
-        if row.state in (CANDIDATE, STAGED):
+        if row.state in (CANDIDATE, STAGED) and row.run not in waiting:
             moved(store, row.id, RETIRED, (CANDIDATE, STAGED))
             shutil.rmtree(KINDS[row.kind].place_of(home, row.id), ignore_errors=True)
             done += 1

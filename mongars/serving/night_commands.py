@@ -143,11 +143,12 @@ def report(run: str, as_json: AsJson = False) -> None:
     from mongars.base.ledger import find_run
     from mongars.serving import nights
 
-    found = find_run(read_settings().home, run)
+    settings = read_settings()
+    found = find_run(settings.home, run)
     if as_json:
         print(json.dumps(found.row(), indent=1))
         return
-    page = nights.report(found)
+    page = nights.report(found, open_accounts().store if has_house(settings) else None)
     out.print(Markdown(page) if out.is_terminal else escape(page), soft_wrap=not out.is_terminal)
 
 

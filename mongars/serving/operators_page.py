@@ -99,7 +99,8 @@ def look(
 @for_operators
 def one_run(request: Request, run: str) -> Response:
     """The report on a run."""
-    return HTMLResponse(operators_view.report_page(find_run(request.state.house.settings.home, run)))
+    house = request.state.house
+    return HTMLResponse(operators_view.report_page(find_run(house.settings.home, run), house.store))
 
 
 @operators_page.get("/rollback/{person}")

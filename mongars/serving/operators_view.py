@@ -16,6 +16,7 @@ from urllib.parse import quote
 from markdown_it import MarkdownIt
 
 from ..base.ledger import Run
+from ..base.store import Store
 from ..base.tables import Adapter
 from ..growth.kinds import KINDS
 from ..growth.lineage import QUERY_MAP, Now
@@ -228,10 +229,10 @@ def sure(person: str, serves: Now, heir: Adapter | None) -> str:
     return page("Roll back?", body)
 
 
-def report_page(run: Run) -> str:
+def report_page(run: Run, store: Store | None) -> str:
     """The report of a run; what stands in it is text, never HTML."""
     written = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
-    html = written.render(report(run))
+    html = written.render(report(run, store))
     return page(
         f"{run.experiment} {run.id}",
         f'<div class="report">{html}</div><p><a href="/operators">All runs</a></p>',
