@@ -109,8 +109,9 @@ def mirror(run: Run) -> Path:
             last = (done.stderr.strip() or f"it ended with code {done.returncode}").splitlines()[-1]
             raise NotReady(f"wandb wrote no mirror of {run.id}: {last}")
         kept, place = Path(draft, "kept"), run.folder / FOLDER
-        kept.mkdir()
-        written[0].rename(kept / written[0].name)
+        inside = kept / written[0].parent.name  # by whose name wandb knows that it was offline
+        inside.mkdir(parents=True)
+        written[0].rename(inside / written[0].name)
         shutil.rmtree(place, ignore_errors=True)
         kept.rename(place)
     return place
