@@ -13,6 +13,7 @@ import pytest
 from conftest import clean_environment
 
 from mongars.base.ledger import Run, find_run
+from mongars.base.outbound import keep_quiet
 from mongars.base.store import Store
 from mongars.base.tables import Person
 from mongars.growth.curation import snapshot
@@ -31,6 +32,11 @@ def mongars(home: Path, *words: str, **variables: str) -> str:
     done = subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def without_wandb() -> dict[str, str]:
+    """The environment of somebody who never heard of the switches of `base.outbound`."""
+    return {name: value for name, value in clean_environment().items() if not name.startswith("WANDB_")}
 
 
 @pytest.fixture(scope="module")
@@ -123,24 +129,47 @@ def test_a_mirror_tells_the_numbers_of_a_run_and_nothing_of_its_person(learnt):
     assert {path.name for path in learnt.folder.iterdir()} == there | {"wandb"}
 
 
+class Listener:
+    """Where everything on its way out would come by: a proxy, and wandb's own address."""
+
+    def __enter__(self) -> "Listener":
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.socket.setblocking(False)
+        there = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "WANDB_BASE_URL")
+        self.variables = dict.fromkeys(names, there)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.socket.close()
+
+    def somebody_came(self) -> bool:
+        try:
+            self.socket.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+
 def test_it_asks_nobody_whatever_wandb_was_told(learnt, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.setblocking(False)
-        there = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        proxies = {name: there for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
-        told = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "true"}
-        told |= {
-            "WANDB_BASE_URL": there,
-            "WANDB_NOTES": CANARY,
-            "WANDB_DIR": str(tmp_path),
-            "HOME": str(tmp_path),
-        }
-        mongars(home_of(learnt), "runs", "mirror", learnt.id, **proxies, **told)
-        with pytest.raises(BlockingIOError):  # nobody came
-            listening.accept()
+    told = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "true"}
+    told |= {"WANDB_NOTES": CANARY, "WANDB_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    with Listener() as out:
+        mongars(home_of(learnt), "runs", "mirror", learnt.id, **out.variables, **told)
+        assert not out.somebody_came()
     assert list(tmp_path.iterdir()) == []
     [file] = (learnt.folder / "wandb").glob("*/*")
     assert CANARY.encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_wandb_reports_a_failure_of_its_own_by_itself_and_here_it_does_not(tmp_path, quiet):
+    fails = "import wandb; wandb.analytics.get_telemetry_recorder().exception(ValueError('too hot'))"
+    with Listener() as out:
+        environment = without_wandb() | out.variables
+        environment = keep_quiet(environment) if quiet else environment
+        subprocess.run([sys.executable, "-c", fails], env=environment, cwd=tmp_path, check=True)
+        assert out.somebody_came() is not quiet
 
 
 def test_wandb_would_send_it_from_there(learnt, tmp_path):
@@ -148,9 +177,8 @@ def test_wandb_would_send_it_from_there(learnt, tmp_path):
     assert f"`wandb sync {learnt.folder / 'wandb'}`" in said and "Nothing was sent" in said
     shutil.copytree(learnt.folder / "wandb", tmp_path / "wandb")
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(tmp_path / "wandb")]
-    environment = {name: v for name, v in clean_environment().items() if not name.startswith("WANDB_")}
     done = subprocess.run(
-        command, env=environment | {"WANDB_CACHE_DIR": str(tmp_path), "WANDB_ERROR_REPORTING": "false"},
+        command, env=without_wandb() | {"WANDB_CACHE_DIR": str(tmp_path), "WANDB_ERROR_REPORTING": "false"},
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert f"run-{learnt.id}.wandb" in done.stdout + done.stderr, done.stdout + done.stderr
