@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from configparser import ConfigParser
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mongars.growth.departure import depart
 from mongars.growth.planted import START, WordVectors, hold, planted
 from mongars.memory.consent import Consents
 from mongars.memory.hippocampus import Hippocampus
+from mongars.serving.mirrors import ABSENT
 
 COMMAND = [sys.executable, "-c", "from mongars.serving.cli import main; main()"]
 CANARY, PERSON = "kanarienvogel", "0b5e55ed-ana"
@@ -192,6 +194,13 @@ def test_a_run_with_a_mirror_is_repeated_as_before_and_its_repeat_has_none(learn
     )  # without the row that the fixture added
     told = json.loads(mongars(home, "replay", learnt.id, "--json"))
     assert told["same"] and not (find_run(home, told["run"]).folder / "wandb").exists()
+
+
+def test_who_lacks_wandb_is_told_which_one_the_package_wants():
+    settings = ConfigParser(delimiters=["="])
+    settings.read(Path(__file__).parent.parent / "settings.ini")
+    wanted = settings["DEFAULT"]["wandb_requirements"]
+    assert f"pip install '{wanted}'" in ABSENT and wanted in settings["DEFAULT"]["dev_requirements"].split()
 
 
 def test_the_mirror_goes_with_the_run_when_its_person_leaves(learnt):
