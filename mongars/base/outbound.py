@@ -23,6 +23,7 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "WANDB_MODE": "offline",
+    "WANDB_ERROR_REPORTING": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 

@@ -34,6 +34,7 @@ app = typer.Typer(
 app.add_typer(people_commands.people, name="user")
 app.add_typer(learning_commands.adapters, name="adapters")
 app.add_typer(learning_commands.models, name="models")
+app.add_typer(learning_commands.runs, name="runs")
 
 # %% ../../nbs/serving/15_cli.ipynb #f1e6a005
 @app.command()
@@ -104,7 +105,6 @@ def chat(
 
 # %% ../../nbs/serving/15_cli.ipynb #6dd3b588
 app.command(name="run")(learning_commands.run_experiment)
-app.command(name="runs")(learning_commands.list_runs)
 for command in (
     night_commands.evolve,
     night_commands.rollback,
