@@ -25,7 +25,7 @@ from sqlmodel import select
 from typer.testing import CliRunner
 
 from mongars.base.errors import Conflict
-from mongars.base.ledger import Run, open_run, runs, write_json
+from mongars.base.ledger import Run, find_run, open_run, runs, write_json
 from mongars.base.settings import read_settings
 from mongars.base.store import Store
 from mongars.base.tables import Person, Remembered
