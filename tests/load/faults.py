@@ -128,7 +128,11 @@ def defects(log: str) -> list[str]:
         "OSError",
         "Traceback",
     )
-    return [f"in the log: {line[:200]}" for line in ends if not line.startswith(meant)][:5]
+    return [
+        f"in the log: {line[:200]}"
+        for line in ends
+        if not line.startswith(meant) and ": NotReady (" not in line
+    ][:5]
 
 
 async def locked(stand: Stand, people: list[Person], seconds: float = 5, around: float = 2) -> dict:
