@@ -117,11 +117,18 @@ def run_experiment(
 
 def list_runs(as_json: AsJson = False) -> None:
     """Show the runs of this home, newest first."""
-    from mongars.base.ledger import runs
+    from mongars.base.ledger import Progress, runs
 
     rows = [run.row() for run in runs(read_settings().home)]
-    names = ("run", "experiment", "status")  # when it began stands in its name
-    brief = [{n: row[n] for n in names} | {"energy": energy_of(row)} for row in rows]
+    brief = [  # when it began stands in its name
+        {
+            "run": row["run"],
+            "experiment": row["experiment"],
+            "status": f"{row['status']} {Progress(**row['progress'])}" if row["progress"] else row["status"],
+            "energy": energy_of(row),
+        }
+        for row in rows
+    ]
     show(rows if as_json else brief, as_json, "Runs")
 
 
