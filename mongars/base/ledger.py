@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLD_EVERY', 'RUNS', 'ENERGY', 'ANSWERS', 'VERDICTS', 'Table', 'plain', 'write_json', 'read_json', 'Progress',
-           'seconds_left', 'Run', 'open_run', 'join', 'folders', 'runs', 'some_runs', 'find_run', 'close_for_replay',
-           'energy_rows', 'fill', 'select']
+           'seconds_left', 'Run', 'open_run', 'join', 'folders', 'opened', 'runs', 'some_runs', 'find_run',
+           'close_for_replay', 'energy_rows', 'fill', 'select']
 
 # %% ../../nbs/base/08_ledger.ipynb #953424ff
 import json
@@ -299,23 +299,30 @@ def folders(home: Path) -> list[Path]:
     return sorted(found, key=lambda folder: folder.name, reverse=True)
 
 
+def opened(found: list[Path]) -> list[Run]:
+    """The runs in these folders, but for those that went meanwhile, as somebody who leaves takes theirs along."""
+    made = []
+    for folder in found:
+        with suppress(NotFound):
+            made.append(Run(folder))
+    return made
+
+
 def runs(home: Path) -> list[Run]:
     """Every run of this home, newest first."""
-    return [Run(folder) for folder in folders(home)]
+    return opened(folders(home))
 
 
 def some_runs(home: Path, limit: int, before: str | None = None) -> tuple[list[Run], str | None]:
     """The newest runs, of those older than the run `before`; and the `before` of the rest, if there is one."""
     found = [folder for folder in folders(home) if not before or folder.name < before]
-    shown = [Run(folder) for folder in found[:limit]]
-    return shown, shown[-1].id if found[limit:] else None
+    return opened(found[:limit]), found[limit - 1].name if found[limit:] else None
 
 
 def find_run(home: Path, name: str) -> Run:
     """The run of that name; `NotFound` tells how to see which there are."""
-    for folder in folders(home):
-        if folder.name == name:
-            return Run(folder)
+    for run in opened([folder for folder in folders(home) if folder.name == name]):
+        return run
     raise NotFound(f"There is no run {name!r} in this home. `mongars runs` shows which there are.")
 
 
