@@ -91,6 +91,8 @@ ROUTES = {
     "PUT /api/v1/me/consent": Route("user", lambda bo: {"json": {"training_consent": False}}),
     "GET /api/v1/me/export": Route("user", lambda bo: {}),
     "DELETE /api/v1/me": Route("user", lambda bo: {"json": {"confirm": "delete Bo"}}),
+    "GET /api/v1/runs": Route("operator", lambda bo: {}),
+    "GET /api/v1/runs/{id}": Route("operator", lambda bo: {"path": f"/api/v1/runs/{'0' * 32}"}),
     "POST /v1/chat/completions": Route(
         "user",
         lambda bo: {

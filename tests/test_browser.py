@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 
+from mongars.base.ledger import open_run
 from mongars.base.store import Store
 from mongars.memory.catalogue import Catalogue
 from mongars.memory.consent import Consents
@@ -60,6 +61,7 @@ class Server:
     url: str
     store: Store
     encoder: str  # fingerprint
+    home: Path
 
     @property
     def accounts(self) -> Accounts:
@@ -83,7 +85,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
                 assert process.poll() is None and time.monotonic() < until, (home / "log").read_text()
                 time.sleep(0.2)
             encoder = f"encoder/{fingerprint(home / 'encoder')[:16]}/mean/float32"
-            yield Server(url, Store(f"sqlite:///{home / 'mongars.sqlite3'}"), encoder)
+            yield Server(url, Store(f"sqlite:///{home / 'mongars.sqlite3'}"), encoder, home)
         finally:
             process.kill()
             process.wait()
@@ -1084,3 +1086,38 @@ def test_the_memories_fit_a_phone_and_the_keyboard(browser, server):
     expect(page.locator("#remembered")).to_be_hidden()
     assert turn and page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_for_operators_follows_a_run_at_work(page, server, width):
+    """Without a reload, and whoever stands on a link stays there; when the run has ended, its verdict is shown."""
+    operator = server.accounts.register(f"Operator{width}", None, "operator")
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{server.url}/enter?token={server.accounts.issue(operator, 'sign_in')}")
+    run = open_run(server.home, "self_training", {}, seed=0)
+    row = page.locator("#runs tbody tr").filter(has_text=run.id)
+    with run.hold():
+        run.enter("training")
+        run.count(2, 8)
+        page.goto(f"{server.url}/operators")
+        expect(row.locator(".far")).to_have_text("training, step 2 of 8")
+        expect(row.locator("progress")).to_have_js_property("value", 2)
+        page.evaluate("window.same = true")
+        row.locator("a").first.focus()
+        time.sleep(1.1)
+        run.count(4, 8)
+        expect(row.locator(".far")).to_have_text("training, step 4 of 8")
+        expect(row).to_contain_text("left of this stage")
+        expect(row.locator("a").first).to_be_focused()
+        assert page.evaluate("window.same") and page.evaluate(
+            "document.documentElement.scrollWidth <= innerWidth"
+        )
+        if shots := os.environ.get("MONGARS_SCREENSHOTS"):
+            page.screenshot(path=f"{shots}/operators-{width}.png", full_page=True)
+        run.enter("gate")
+        expect(row.locator(".far")).to_have_text("gate")
+        run.finish({"outcome": "refused", "reasons": ["It knows less."], "verdict": None})
+    expect(row.locator(".state")).to_have_text("finished")
+    expect(page.locator("figure")).to_contain_text("nothing was compared")
+    expect(row.locator(".far")).to_have_count(0)
+    assert not page.evaluate("window.same") and page.locator("script").count() == 0

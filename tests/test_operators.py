@@ -135,6 +135,34 @@ def test_runs_verdicts_and_what_serves_are_shown_and_nothing_from_elsewhere(oper
     assert gone.status_code == 404 and "There is no run" in gone.text
 
 
+def test_a_run_at_work_is_shown_with_its_step_and_asked_for_again(operated):
+    client, keys = operated.client, operated.keys("operator")
+    quiet = client.get("/operators", headers=keys).text
+    assert "data-again" not in quiet and "<script" not in quiet
+    run = open_run(operated.house.settings.home, "train_reader", {}, seed=0)
+    with run.hold():
+        run.enter("training")
+        run.count(3, 9)
+        page = client.get("/operators", headers=keys)
+        assert "training, step 3 of 9<" in page.text and 'value="3" max="9"' in page.text
+        scripts = [about for tag, about in Names(page.text).seen if tag == "script"]
+        assert scripts == [{"src": "/pages/operators.js", "defer": None}]
+        assert "connect-src 'self'" in page.headers["Content-Security-Policy"]
+        assert client.get(scripts[0]["src"]).status_code == 200
+        part = client.get("/operators", headers=keys | {"X-Fragment": "1"}).text
+        assert (
+            part.startswith('<section id="runs" data-again=')
+            and "step 3 of 9" in part
+            and "Verdicts" not in part
+        )
+        assert "running, training, step 3 of 9" in client.get(f"/operators/runs/{run.id}", headers=keys).text
+        others = client.get("/operators", headers=operated.keys("user") | {"X-Fragment": "1"})
+        assert others.status_code == 403 and run.id not in others.text
+        run.finish({})
+    part = client.get("/operators", headers=keys | {"X-Fragment": "1"}).text
+    assert "data-again" not in part and run.id in part and "step 3" not in part
+
+
 def test_the_way_to_it_is_shown_to_those_who_may(operated):
     from mongars.serving.view import signed_in
 

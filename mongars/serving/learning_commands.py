@@ -125,8 +125,17 @@ def list_runs(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand:
         return
     rows = [run.row() for run in ledger.runs(read_settings().home)]
-    names = ("run", "experiment", "status")  # when it began stands in its name
-    brief = [{n: row[n] for n in names} | {"energy": energy_of(row)} for row in rows]
+    brief = [  # when it began stands in its name
+        {
+            "run": row["run"],
+            "experiment": row["experiment"],
+            "status": f"{row['status']} {ledger.Progress(**row['progress'])}"
+            if row["progress"]
+            else row["status"],
+            "energy": energy_of(row),
+        }
+        for row in rows
+    ]
     show(rows if as_json else brief, as_json, "Runs")
 
 

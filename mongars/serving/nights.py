@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..base.errors import BadInput, Busy, Conflict, MongarsError
-from ..base.ledger import Run, read_json, runs, write_json
+from ..base.ledger import Progress, Run, read_json, runs, write_json
 from ..base.settings import Settings
 from ..base.store import Store
 from ..growth.evaluation import ACCEPTED, REFUSED, TOO_LITTLE
@@ -299,7 +299,13 @@ def report(run: Run, store: Store | None) -> str:
     row = run.row()
     said, lines = row["result"] or {}, [f"# {row['experiment']} {row['run']}", ""]
     joules = "unknown" if row["joules"] is None else f"{row['joules']:.4g} J ({row['method']})"
-    facts = {"status": row["status"], "began": row["started_at"], "seed": row["seed"], "energy": joules}
+    at = row["progress"] and str(Progress(**row["progress"]))
+    facts = {
+        "status": f"{row['status']}, {at}" if at else row["status"],
+        "began": row["started_at"],
+        "seed": row["seed"],
+        "energy": joules,
+    }
     grams = row["gco2"]
     facts["CO2"] = "unknown" if grams is None else f"{grams:.3g} g"
     facts |= {"error": row["error"]} if row["error"] else {}

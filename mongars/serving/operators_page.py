@@ -9,12 +9,12 @@ __all__ = ['operators_page', 'OfKind', 'known', 'operator_inside', 'for_operator
 from functools import wraps
 from typing import Annotated
 
-from fastapi import Form, Query, Request, Response
+from fastapi import Form, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRouter
 
 from ..base.errors import Conflict, MongarsError, NotAllowed, NotFound, NotSignedIn
-from ..base.ledger import find_run, runs
+from ..base.ledger import find_run, some_runs
 from ..base.tables import Person, now_utc
 from ..growth.kinds import KINDS, Kind
 from ..growth.lineage import QUERY_MAP, adapters, before, everybody, serving
@@ -77,11 +77,17 @@ def for_operators(route):
 def look(
     request: Request, before: Annotated[str, Query(max_length=64)] = "",
     done: Annotated[str, Query(max_length=64)] = "", kind: OfKind = QUERY_MAP,
+    fragment: Annotated[str, Header(alias="X-Fragment")] = "",
 ) -> Response:  # fmt: skip
-    """Runs, verdicts, what serves whom; `before`: the runs older than that one, `done`: who was just rolled back."""
+    """Runs, verdicts, what serves whom; `before`: the runs older than that one, `done`: who was just rolled back.
+
+    As a fragment, the runs only.
+    """
     house = request.state.house
-    found = [run for run in runs(house.settings.home) if not before or run.id < before]
-    shown, rest = found[: operators_view.NEWEST], found[operators_view.NEWEST :]
+    shown, older = some_runs(house.settings.home, operators_view.NEWEST, before)
+    rows = [run.row() for run in shown]
+    if fragment:
+        return HTMLResponse(operators_view.runs_section(rows, now_utc(), older or ""))
     people, said = [(id, of, now) for of in KINDS for id, now in everybody(house.store, of).items()], ""
     called = known(kind).called
     for now in [now for id, of, now in people if (id, of) == (done, kind)]:
@@ -89,7 +95,7 @@ def look(
         said = f"{serves} {done} again, from the next question on."
     return HTMLResponse(
         operators_view.overview(
-            [run.row() for run in shown], shown[-1].id if rest else "", people, adapters(house.store),
+            rows, older or "", people, adapters(house.store),
             " with ".join(filter(None, [house.model.name, house.model.adapter])), now_utc(), said,
         )
     )  # fmt: skip

@@ -35,12 +35,14 @@ def whole_app(settings: Settings):
     from mongars.serving.memories_api import memories_api
     from mongars.serving.openai_api import openai_api
     from mongars.serving.paces import Paced
+    from mongars.serving.runs_api import runs_api
 
     app = create_app(settings)
     app.include_router(live)
     app.include_router(memories_api)
     app.include_router(feedback_api)
     app.include_router(me_api)
+    app.include_router(runs_api)
     app.include_router(openai_api)
     if settings.page:
         from mongars.serving.page import add_page
