@@ -54,7 +54,7 @@ def test_no_answer_is_torn_or_wrong_while_adapters_are_swapped(engine, tiny_mode
     learnt = make_adapter(tiny_models[0], tmp_path / "learnt")
     ids = enter(store, tmp_path, tiny_models[0], "ana", 2, read(learnt).weights_sha256)
     model = loaded(engine, tiny_models[0], learnt, tmp_path / "cache")
-    worn, heard, wanted = ChatAdapters(store, tmp_path, model.adapt), [], {}
+    worn, heard, wanted, swaps = ChatAdapters(store, tmp_path, model.adapt), [], {}, 0
 
     async def answer(person: str, lora=None) -> str:
         async with model.place(person) as place:
@@ -63,7 +63,7 @@ def test_no_answer_is_torn_or_wrong_while_adapters_are_swapped(engine, tiny_mode
         return "".join(pieces[:-1])
 
     async def chat(person: str) -> None:
-        while len(heard) < CHATS:
+        while len(heard) < CHATS or swaps < SWAPS:
             held = worn.of(person)
             heard.append((person, held.lora and held.id, await answer(person, held.lora)))
 
@@ -71,7 +71,8 @@ def test_no_answer_is_torn_or_wrong_while_adapters_are_swapped(engine, tiny_mode
         for id in [None, *ids]:
             wanted[id] = await answer("ana", model.adapt(place_of(tmp_path, id)) if id else None)
         talks = [asyncio.create_task(chat(person)) for person in ("ana", "ana", "bo", "ana")]
-        serves, swaps = None, 0
+        nonlocal swaps
+        serves = None
         while not all(talk.done() for talk in talks):
             if len(heard) >= CHATS // SWAPS * swaps:
                 after = [*ids, None][swaps % 3]
@@ -79,7 +80,7 @@ def test_no_answer_is_torn_or_wrong_while_adapters_are_swapped(engine, tiny_mode
                 serves, swaps = after, swaps + 1
             await asyncio.sleep(0.01)
         await asyncio.gather(*talks)
-        assert swaps >= SWAPS
+        assert swaps >= SWAPS and len(heard) >= CHATS
 
     asyncio.run(live())
     model.close()

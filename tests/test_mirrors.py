@@ -113,8 +113,9 @@ def test_a_mirror_tells_the_numbers_of_a_run_and_nothing_of_its_person(learnt):
     logged, row = learnt.metrics(), learnt.row()
     assert len(logged) > 3 and logged[-1].pop("said") == CANARY and rows == logged
     assert summary["outcome"] == row["result"]["outcome"] and summary["status"] == "finished"
-    assert summary["result.weight_change"] == row["result"]["weight_change"] > 0
-    for name, interval in row["result"]["verdict"]["intervals"].items():
+    assert summary["result.weight_change"] == row["result"]["weight_change"]
+    assert summary["result.pairs.train"] == row["result"]["pairs"]["train"] > 4
+    for name, interval in (row["result"]["verdict"] or {"intervals": {}})["intervals"].items():
         assert summary[f"result.verdict.intervals.{name}.mean"] == interval["mean"]
     stages = learnt.energy()["stages"]
     assert {name: summary[f"energy.{name}.joules"] for name in stages} == {
@@ -126,7 +127,8 @@ def test_a_mirror_tells_the_numbers_of_a_run_and_nothing_of_its_person(learnt):
     # Nothing of the person, of the machine, or of where it stood; and the record is as it was.
     [written] = (path.read_bytes().lower() for path in folder.rglob("*") if path.is_file())
     private = (CANARY, PERSON, row["params"]["snapshot"], home, Path.home(), sys.prefix, os.uname().nodename)
-    assert [name for name in map(str, private) if name.lower().encode() in written] == []
+    told = [name for name in map(str, private) if len(name) > 5 and name.lower().encode() in written]
+    assert told == []  # a name as short as "/" may be anything
     assert {p: p.read_bytes() for p in before} == before
     assert {path.name for path in learnt.folder.iterdir()} == there | {"wandb"}
 

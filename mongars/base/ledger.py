@@ -210,7 +210,7 @@ class Run:
             return False
         lock = FileLock(self.folder / "lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.02, poll_interval=0.005)  # another who looks holds it for a moment only
         except Timeout:
             return True
         lock.release()

@@ -89,7 +89,7 @@ def probe_chat(folder: Path, row: Adapter, limit: float, footing) -> None:
     card = adapters.read(folder, row.base)
     same_weights("chat adapter", card, row, folder)
     if card.over != footing.over:
-        raise Conflict(
+        raise BadInput(
             f"The chat adapter {row.id} was made above the adapter {card.over or 'none'}, and {footing.over or 'none'} "
             "is merged here. Set MONGARS_ADAPTER as it was, or run `mongars evolve` again."
         )

@@ -216,12 +216,12 @@ class _Work:
             self.events.put_nowait(None)
 
     async def _prepare(self) -> tuple:
+        if self.cortex.adapters:  # it may have to be read, and others are not to wait for that
+            self.worn = await asyncio.to_thread(self.cortex.adapters.of, self.ask.person)
         return await self.cortex.thinking(self.place.portion, self._prepare_in_thread)
 
     def _prepare_in_thread(self) -> tuple:
         ask, cortex = self.ask, self.cortex
-        if cortex.adapters:
-            self.worn = cortex.adapters.of(ask.person)
         conversation = self.known.conversation_id if self.known else ask.conversation_id
         turns = cortex.conversations.recent(ask.person, conversation, RECENT_TURNS) if conversation else []
         recent = ask.recent if ask.recent is not None else as_messages(turns)

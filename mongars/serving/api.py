@@ -246,7 +246,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.house, app.state.failure = None, NotReady("The server is starting.")
     app.add_middleware(TooLarge, most=chosen.body_bytes)
     app.add_middleware(Measured)
-    app.add_middleware(Unkept)
     install_error_handlers(app)
     speak_freely(chosen.debug)
     complete_contract(app)

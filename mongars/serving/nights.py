@@ -132,7 +132,8 @@ def take_up(
             try:
                 night = conclude(settings, store, run, footing)
             except (BadInput, Conflict) as error:
-                say(f"The run {run.id} was accepted, but never served and never will: {error.detail}")
+                never = " and never will" if isinstance(error, Conflict) else ""
+                say(f"The run {run.id} was accepted, but never served{never}: {error.detail}")
                 continue
         say(f"The run {run.id}, accepted in a night that was broken off, serves now; nothing else was learnt")
         return night
@@ -173,7 +174,9 @@ def conclude(settings: Settings, store: Store, run: Run, footing) -> Night:
             if now.generation != night["generation"]:
                 raise Conflict(PASSED)
             applied = let_serve(settings, store, run, said, now.id, footing)
-        except (BadInput, Conflict) as error:
+        except (
+            Conflict
+        ) as error:  # for good; what does not fit the settings of today may fit those of tomorrow
             write_json(run.folder / NIGHT, night | {"ended": error.detail})
             raise
     serves = applied.adapter and applied.adapter.id
@@ -203,7 +206,7 @@ def let_serve(
             )
         card = who.makes.read(source, None)
         if card.weights_sha256 != said["weights_sha256"] or card.run != run.id:
-            raise BadInput(
+            raise Conflict(
                 f"{source} does not hold the weights that were accepted. Run `mongars evolve` again."
             )
         limit = said["limit"]
@@ -226,7 +229,8 @@ NEVER = (
 )
 WAITS = (
     "It does not serve yet. Where its night was broken off, the next `mongars evolve{of}` for this person lets it "
-    "serve, unless what serves has changed by then, or something that it learnt from was taken back."
+    "serve, unless what serves has changed by then, something that it learnt from was taken back, or another model, "
+    "encoder or adapter is set than it was made for."
 )
 
 

@@ -27,7 +27,7 @@ from ..base.settings import Settings, read_settings
 # %% ../../nbs/serving/11_service.ipynb #e05e205f
 def whole_app(settings: Settings):
     """The FastAPI application with every face it has: API, OpenAI API and, unless switched off, the page."""
-    from mongars.serving.api import create_app
+    from mongars.serving.api import Unkept, create_app
     from mongars.serving.audit import Witness
     from mongars.serving.feedback_api import feedback_api
     from mongars.serving.live import live
@@ -49,6 +49,7 @@ def whole_app(settings: Settings):
 
         add_page(app)
     app.add_middleware(Paced)
+    app.add_middleware(Unkept)
     app.add_middleware(Witness)  # outermost: it sees all who are turned away
     return app
 

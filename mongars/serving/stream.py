@@ -175,6 +175,6 @@ async def chat_events(started: Started, events: AsyncIterator[Event]) -> AsyncIt
         told = isinstance(error, MongarsError)
         detail = error.detail if told else "The answer failed; your message is kept."
         status = error.status if told else 500
-        yield sse(
-            {"title": "The answer failed", "status": status, "detail": detail, "turn_id": turn.id}, "error"
-        )
+        end = {"title": "The answer failed", "status": status, "detail": detail, "turn_id": turn.id}
+        wait = error.retry_after if told else None
+        yield sse(end | ({"retry_after": wait} if wait else {}), "error")

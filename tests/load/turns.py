@@ -18,6 +18,7 @@ class Turn:
         "open"  # done, refused (by a status), error (by a terminal event), broken (by the connection)
     )
     status: int | None = None  # of a refusal or an error
+    wait: int | None = None  # seconds, that an error in a stream asks for
     tries: int = 0
 
     def acknowledge(self, turn_id: str) -> None:
@@ -49,7 +50,7 @@ def violations(turns: list[Turn], history: dict[str, list[dict]]) -> list[str]:
     kept = {(person, item["message"]): item for person, shown in history.items() for item in shown}
     for place, turn in told.items():
         item = kept.get(place)
-        if turn.ended == "open":
+        if turn.ended in ("open", "silent"):
             wrong.append(f"neither answered nor refused: {turn}")
         if turn.ended == "refused" and turn.status == 429 and turn.tries == 1 and item is not None:
             wrong.append(f"refused, and stored: {turn}")

@@ -121,7 +121,7 @@ class Client:
                 if (
                     answer.status == 200 and turn.ended != "done"
                 ):  # a stream that ended otherwise is no success
-                    return turn.status or 0, wait
+                    return turn.status or 0, turn.wait and str(turn.wait)
                 return answer.status, wait
         except aiohttp.ClientConnectorError:
             turn.end("not there")
@@ -146,7 +146,7 @@ class Client:
                     turn.done(data["turn_id"], data["response"])
                     assert turn.heard == turn.response, f"the pieces are not the answer: {turn}"
                 elif event == "error":
-                    turn.end("error", data["status"])
+                    turn.end("error", data["status"]).wait = data.get("retry_after")
 
 
 class Line:

@@ -6,7 +6,8 @@ function follow() {
     const answer = document.hidden ? null : await fetch(location.href, { headers: { "X-Fragment": "1" } }).catch(() => null);
     if (answer && [401, 403].includes(answer.status)) return location.reload();
     if (answer?.ok) {
-      const html = await answer.text();
+      const html = await answer.text().catch(() => "");
+      if (!html) return follow();
       const focused = runs.contains(document.activeElement) && document.activeElement.getAttribute("href");
       runs.outerHTML = html;
       if (!document.querySelector("#runs[data-again]")) return location.reload();
