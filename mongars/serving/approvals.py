@@ -10,7 +10,7 @@ __all__ = ['NIGHT', 'PASSED', 'FOLLOWED', 'SHOWN', 'OTHERWISE', 'undisturbed', '
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -113,10 +113,11 @@ def settle(store: Store, home: Path, say: Callable[[str], None] = lambda line: N
 # %% ../../nbs/serving/37_approvals.ipynb #aa0f9f90
 def approve(
     settings: Settings, store: Store, id: str, sha: str, at: Callable[[str], None] = lambda step: None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None, footing=None,
 ) -> safe_apply.Applied:  # fmt: skip
     """Let an adapter serve that waits; `sha` is the sha256 of its weights, or at least 12 digits that it begins with.
 
+    It is probed on a `footing` that is open already, or on one of its own.
     `NotFound`, `Conflict` or `BadInput` in words otherwise, and what serves is unchanged.
     """
     from mongars.growth.curation import alone
@@ -137,7 +138,8 @@ def approve(
         who, said = learner_of(run.experiment), run.row()["result"]
         if obstacle := who.obstacle(settings):
             raise Conflict(f"The {who.makes.called} {id} can serve nobody here: {obstacle}.")
-        with closing(who.footing(settings)) as footing, alone(settings.home / "snapshots"):
+        own = nullcontext(footing) if footing else closing(who.footing(settings))
+        with own as ground, alone(settings.home / "snapshots"):
             if not stands(store, settings.home, said):
                 raise Conflict(f"Something that {id} was learnt from was taken back, so it does not serve.")
             applied = safe_apply.approve(
@@ -147,7 +149,7 @@ def approve(
                 sha.lower(),
                 run.folder / said["adapter"],
                 said["limit"],
-                footing,
+                ground,
                 at,
             )
         settle(store, settings.home, say)
