@@ -11,21 +11,25 @@ from conftest import clean_environment
 from test_night import SMALL, START, Bench, Home, home, night, said  # noqa: F401
 from typer.testing import CliRunner
 
-from mongars.base.errors import MongarsError
-from mongars.base.ledger import Run, runs
+from mongars.base.errors import BadInput, MongarsError
+from mongars.base.ledger import Run, open_run, runs, write_json
 from mongars.base.settings import read_settings
 from mongars.base.tables import Adapter
 from mongars.growth.evaluation import ACCEPTED, TOO_LITTLE
-from mongars.growth.lineage import RETIRED, SERVING, STAGED, WITHDRAWN, adapters, serving
+from mongars.growth.kinds import KINDS
+from mongars.growth.lineage import CHAT, RETIRED, SERVING, STAGED, WITHDRAWN, adapters, serving
 from mongars.growth.safe_apply import APPROVING, STEPS, rollback
 from mongars.growth.withdrawal import prune
 from mongars.memory.consent import Consents
 from mongars.memory.query_maps import QueryMaps
+from mongars.neurons.adapters import read
 from mongars.neurons.query_map import place_of
+from mongars.neurons.tiny_model import make_adapter
 from mongars.serving import approvals, nights
-from mongars.serving.approvals import PASSED, approve, awaiting
+from mongars.serving.approvals import NIGHT, PASSED, approve, awaiting
 from mongars.serving.audit import Audit
 from mongars.serving.cli import app
+from mongars.serving.learners import LEARNERS
 
 
 @dataclass
@@ -109,6 +113,43 @@ def test_what_was_accepted_is_staged_and_serves_at_once_when_its_hash_is_approve
     assert rollback(house.bench.store, house.bench.home, "ana").adapter.id == old.id
     assert f"when it was taken back. {old.id} serves now" in house.bench.next(run)
     assert "does not wait for approval: it is retired" in house.refused(row)
+
+
+def test_the_night_itself_says_what_waits_and_with_which_command(house):
+    house.bench.accepted()
+    said = house.mongars("evolve", "--user", "Ana", "--learner", "map")
+    [row] = adapters(house.bench.store)
+    assert "No map serves, generation 0. It waits for approval" in said and row.weights_sha256 in said
+    assert f"`mongars adapters approve {row.id} --sha {row.weights_sha256[:12]}` lets it serve" in said
+    assert row.state == STAGED
+
+
+def test_a_chat_adapter_waits_and_is_approved_in_the_same_way(house, tiny_models):
+    base, bench = tiny_models[0], house.bench
+    settings = house.settings.model_copy(update={"model": str(base), "adapter": "none"})
+    footing = LEARNERS["chat"].footing(settings)
+    data = next((bench.home / "snapshots").glob("*/snapshot.json")).parent.name
+    run = open_run(bench.home, "chat_training", {"snapshot": data, "person": "ana"})
+    write_json(run.folder / NIGHT, {"generation": 0})
+    facts = {"owner": "ana", "data_hash": data, "run": run.id, "over": None}
+    probes = footing.probes(make_adapter(base, bench.home / "measured", **facts))
+    made = make_adapter(base, run.folder / "adapter", metrics={"probes": probes}, **facts)
+    run.finish({
+        "outcome": ACCEPTED, "reasons": ["It is better."], "verdict": None, "person": "ana", "data_hash": data,
+        "pairs": {}, "limit": 1e6, "adapter": "adapter", "weights_sha256": read(made).weights_sha256,
+    })  # fmt: skip
+    ended = nights.evolve(settings, bench.store, "ana", say=lambda line: None, learner="chat")
+    assert (ended.run, ended.adapter, ended.sha256) == (run.id, None, read(made).weights_sha256)
+    config = KINDS[CHAT].place_of(bench.home, ended.waits) / "adapter_config.json"
+    was = config.read_text()
+    config.chmod(0o600)
+    config.write_text(was.replace('"lora_alpha": 8', '"lora_alpha": 16'))  # the weights are as they were
+    assert config.read_text() != was
+    with pytest.raises(BadInput, match="does not hold what passed"):
+        approve(settings, bench.store, ended.waits, ended.sha256)
+    config.write_text(was)
+    assert approve(settings, bench.store, ended.waits, ended.sha256).generation == 1
+    assert serving(bench.store, "ana", CHAT).id == ended.waits and serving(bench.store, "ana").id is None
 
 
 def test_another_hash_is_refused_and_written_down_without_what_was_typed(house):
@@ -281,7 +322,7 @@ def test_what_is_taken_back_while_it_is_approved_does_not_serve(house, monkeypat
 def test_nothing_is_approved_while_a_night_goes_on_nor_on_another_encoder(house):
     _, row = house.waits()
     with approvals.undisturbed(house.bench.home):
-        assert "Another night goes on" in house.refused(row)
+        assert "Another night, or an approval, goes on" in house.refused(row)
     house.bench.encoder.fingerprint = "word-vectors/other"
     assert "made for the encoder" in house.refused(row) and house.states() == {row.id: STAGED}
 

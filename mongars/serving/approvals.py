@@ -40,7 +40,9 @@ def undisturbed(home: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise Conflict("Another night goes on in this home. `mongars runs` shows it.") from None
+        raise Conflict(
+            "Another night, or an approval, goes on in this home. `mongars runs` shows a night."
+        ) from None
     try:
         yield
     finally:

@@ -178,10 +178,8 @@ def conclude(settings: Settings, store: Store, run: Run, footing, say: Callable[
             if now.generation != night["generation"]:
                 raise Conflict(PASSED)
             if settings.approval and not night.get("approval"):
-                night |= {
-                    "approval": True
-                }  # before it is staged: nothing lets it serve by itself from here on
-                write_json(run.folder / NIGHT, night)
+                night |= {"approval": True}
+                write_json(run.folder / NIGHT, night)  # first: from here on nothing lets it serve by itself
             asks = night.get("approval", False)
             applied = let_serve(settings, store, run, said, now.id, footing, asks)
             waits = next((row for row in adapters(store) if row.run == run.id), None) if asks else None
