@@ -141,4 +141,10 @@ PAGES = {
     "POST /operators/rollback/{person}": Route(
         "operator", lambda bo: {"path": f"/operators/rollback/{bo['person_id']}", "data": {"adapter": ""}}
     ),
+    "GET /operators/approve/{adapter}": Route(
+        "operator", lambda bo: {"path": f"/operators/approve/{bo['adapter']}"}
+    ),
+    "POST /operators/approve/{adapter}": Route(
+        "operator", lambda bo: {"path": f"/operators/approve/{bo['adapter']}", "data": {"sha": "0" * 64}}
+    ),
 }

@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 from routes import CANARY, PAGES
 
-from mongars.base.ledger import open_run
+from mongars.base.ledger import Run, open_run, write_json
+from mongars.base.tables import Adapter
+from mongars.growth.curation import snapshot
 from mongars.growth.evaluation import ACCEPTED
-from mongars.growth.lineage import serving
+from mongars.growth.lineage import CANDIDATE, STAGED, adapters, enter, moved, serving
+from mongars.growth.planted import hold, planted
 from mongars.growth.safe_apply import apply
 from mongars.neurons.query_map import MapCard, QueryMap, write
+from mongars.serving import nights
 from mongars.serving.accounts import ROLES
+from mongars.serving.approvals import NIGHT
 from mongars.serving.operators_page import operators_page
 
 VERDICTS = [
@@ -52,17 +57,58 @@ def furnish(house) -> tuple[str, list[str]]:
             "data_hash": "d" * 64, "pairs": {"train": 9}, "strength": 1.0, "weight_change": 0.2,
         })  # fmt: skip
         made.append(run)
-    d = house.embedder.dimension
-    turned = QueryMap(np.eye(d, dtype=np.float32) + np.eye(d, k=1, dtype=np.float32) / 50)
-    card = MapCard(
-        house.embedder.fingerprint, bo, "d" * 64, run.id, 0, 1.0, 9, None, "unknown", "2026-01-02T00:00:00Z",
-        probes=turned.likeness(house.embedder.embed),
-    )  # fmt: skip
-    write(run.folder / "map", turned, card)
+    taught(house, run, bo, "d" * 64)
     apply(house.store, settings.home, run.folder / "map", ACCEPTED, None, 0.5, house.embedder)
     failed = open_run(settings.home, "train_reader", {}, seed=0)
     failed.fail("ValueError: <b>too hot</b>")
     return bo, [run.id for run in (*made, failed)]
+
+
+def taught(house, run: Run, person: str, data: str) -> str:
+    """Write a map of a person into a run; the hash of its weights."""
+    d = house.embedder.dimension
+    turned = QueryMap(np.eye(d, dtype=np.float32) + np.eye(d, k=1, dtype=np.float32) / 50)
+    card = MapCard(
+        house.embedder.fingerprint, person, data, run.id, 0, 1.0, 9, None, "unknown", "2026-01-02T00:00:00Z",
+        probes=turned.likeness(house.embedder.embed),
+    )  # fmt: skip
+    return write(run.folder / "map", turned, card).weights_sha256
+
+
+def put_up(house, kind: str = "query_map") -> Adapter:
+    """What a night of Ann accepted, and waits for approval."""
+    name = f"some.ann.{kind}"
+    ann = house.accounts.register(name, None).id
+    asks = house.settings.model_copy(update={"approval": True})
+    experiment = "self_training" if kind == "query_map" else "chat_training"
+    run = open_run(asks.home, experiment, {"person": ann}, seed=0)
+    write_json(run.folder / NIGHT, {"generation": 0})
+    if kind == "query_map":
+        hold(house.hippocampus, ann, planted(things=2, sides=2))
+        data = snapshot(house.store, asks.home, least={}, person=ann).hash
+        run.finish({
+            "outcome": ACCEPTED, "reasons": ["It is better."], "verdict": None, "person": ann, "data_hash": data,
+            "pairs": {}, "strength": 1.0, "weight_change": 0.1, "limit": 0.5, "adapter": "map",
+            "weights_sha256": taught(house, run, ann, data),
+        })  # fmt: skip
+        nights.conclude(asks, house.store, run, house.embedder, say=lambda line: None)
+        return next(row for row in adapters(house.store) if row.run == run.id)
+    run.finish({"outcome": ACCEPTED, "reasons": [], "verdict": None, "person": ann})
+    write_json(run.folder / NIGHT, {"generation": 0, "approval": True})
+    made = enter(
+        house.store,
+        Adapter(
+            kind=kind,
+            owner_id=ann,
+            base="",
+            weights_sha256="c" * 64,
+            run=run.id,
+            data_hash="0",
+            outcome=ACCEPTED,
+        ),
+    )
+    moved(house.store, made.id, STAGED, (CANDIDATE,))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +141,8 @@ def test_every_page_has_a_rule_and_every_rule_a_page():
 @pytest.mark.parametrize("route", sorted(PAGES))
 def test_a_page_is_for_whom_its_rule_says(operated, route, who):
     method, path = route.split()
-    asked = PAGES[route].call({"person_id": operated.person, "run": operated.runs[0]})
+    serves = serving(operated.house.store, operated.person).id
+    asked = PAGES[route].call({"person_id": operated.person, "run": operated.runs[0], "adapter": serves})
     path, headers = asked.pop("path", path), {} if who == "nobody" else operated.keys(who)
     answer = operated.client.request(method, path, headers=headers, **asked)
     assert CANARY not in answer.text and answer.headers["Content-Security-Policy"].startswith(
@@ -107,7 +154,7 @@ def test_a_page_is_for_whom_its_rule_says(operated, route, who):
         assert answer.status_code == 403 and "takes the role operator; yours is user" in answer.text
         assert operated.person not in answer.text and operated.runs[0] not in answer.text
     else:
-        assert answer.status_code in (200, 409), answer.text  # the form names no map: nothing is rolled back
+        assert answer.status_code in (200, 409), answer.text  # nothing is rolled back, and nothing waits
     assert serving(operated.house.store, operated.person).generation == 1
 
 
@@ -196,3 +243,48 @@ def test_what_serves_is_taken_back_when_it_is_still_what_was_shown_and_no_other_
         if line["what"] == "rollback" and line["result"] == "done"
     ]
     assert (line["on"], line["adapter"], line["role"]) == (operated.person, id, "operator")
+
+
+def test_what_waits_is_approved_by_the_hash_that_was_shown_and_no_other_page_can(operated, monkeypatch):
+    client, keys, house = operated.client, operated.keys("operator"), operated.house
+    row = put_up(house)
+    place, sha = f"/operators/approve/{row.id}", row.weights_sha256
+    page = client.get("/operators", headers=keys).text
+    assert "Waits for approval" in page and f"mongars adapters approve {row.id} --sha {sha[:12]}" in page
+    assert f'href="{place}"' in page and sha in page and "some.ann" not in page
+    assert "waits for approval" in client.get(f"/operators/runs/{row.run}", headers=keys).text
+    asked = client.get(place, headers=keys).text
+    assert f'name="sha" value="{sha}"' in asked and row.owner_id in asked
+    elsewhere = client.post(place, data={"sha": sha}, headers=keys | {"Origin": "http://elsewhere.example"})
+    user = client.post(place, data={"sha": sha}, headers=operated.keys("user"))
+    other = client.post(place, data={"sha": "0" * 64}, headers=keys)
+    none = client.post(place, headers=keys)
+    assert [answer.status_code for answer in (elsewhere, user, other, none)] == [403, 403, 409, 422]
+    assert "Nothing was changed" in other.text and serving(house.store, row.owner_id).id is None
+    done = client.post(place, data={"sha": sha}, headers=keys | {"Origin": "http://testserver"})
+    assert done.status_code == 303 and serving(house.store, row.owner_id).id == row.id
+    page = client.get(done.headers["location"], headers=keys).text
+    assert f"The map {row.id} serves {row.owner_id}, from" in page and "Waits for approval" not in page
+    assert client.get(place, headers=keys).status_code == 409
+    lines = [line for line in house.audit.lines() if line["what"] == "adapter_approved"]
+    [line] = [line for line in lines if line["result"] == "done"]
+    assert (line["on"], line["adapter"], line["role"], line["sha256"]) == (
+        row.owner_id,
+        row.id,
+        "operator",
+        sha,
+    )
+    assert house.embedder.embed(["It is open still."]).shape  # it was lent, not closed
+
+
+def test_a_chat_adapter_is_not_approved_by_the_server_that_answers(operated):
+    client, keys, house = operated.client, operated.keys("operator"), operated.house
+    row = put_up(house, "chat")
+    page = client.get("/operators", headers=keys).text
+    assert f"mongars adapters approve {row.id}" in page and f"/operators/approve/{row.id}" not in page
+    for answer in (
+        client.get(f"/operators/approve/{row.id}", headers=keys),
+        client.post(f"/operators/approve/{row.id}", data={"sha": row.weights_sha256}, headers=keys),
+    ):
+        assert answer.status_code == 409 and "is approved in the terminal" in answer.text
+    assert serving(house.store, row.owner_id, "chat").id is None

@@ -96,7 +96,7 @@ def test_the_cookie_of_a_browser_is_for_this_site_and_no_script_reads_it(app, ho
 
 POSTS = (
     "/sign-in", "/register", "/enter", "/sign-out", "/memories", "/memories/import", "/memories/account",
-    "/ui/gradio_api/call/chat", "/ui/gradio_api/queue/join", "/operators/rollback/x",
+    "/ui/gradio_api/call/chat", "/ui/gradio_api/queue/join", "/operators/rollback/x", "/operators/approve/x",
 )  # fmt: skip
 
 
@@ -126,7 +126,8 @@ def test_looking_changes_nothing(owner, house):
     owner.post("/api/v1/feedback", json={"references": [said["turn_id"]], "score": 1}, headers=key)
     note = owner.post("/api/v1/memories", json={"text": "I keep bees."}, headers=key).json()["id"]
     mine = said | {
-        "person_id": accounts.owner().id, "memory_id": note, "cursor": None, "memory_cursor": None, "run": "none"
+        "person_id": accounts.owner().id, "memory_id": note, "cursor": None, "memory_cursor": None, "run": "none",
+        "adapter": "none",
     }  # fmt: skip
     token = accounts.issue(accounts.owner(), "sign_in")
     before, looked = state(house), 0

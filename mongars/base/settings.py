@@ -160,6 +160,10 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="memories of those who talk now that are held ready, in megabytes",
     )
+    approval: bool = Field(
+        False,
+        description="does what a night accepted serve only when an operator has approved it, by its hash?",
+    )
     registration: bool | None = Field(
         None, description="may strangers register? by default only on a loopback address"
     )

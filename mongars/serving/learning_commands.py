@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['models', 'adapters', 'runs', 'list_models', 'fetch', 'verify', 'run_experiment', 'list_runs', 'mirror_run', 'energy',
-           'list_adapters', 'show_adapter']
+           'list_adapters', 'show_adapter', 'approve_adapter']
 
 # %% ../../nbs/serving/20_learning_commands.ipynb #b29e7557
 import json
@@ -19,7 +19,7 @@ from rich.markup import escape
 from ..base.errors import BadInput, MongarsError, NotReady
 from ..base.settings import read_settings
 from . import night_commands
-from .console import AsJson, energy_of, err, out, say, show
+from .console import AsJson, audit_log, energy_of, err, open_accounts, out, say, show
 
 # %% ../../nbs/serving/20_learning_commands.ipynb #a7cfdbe4
 models = typer.Typer(help="The models on this machine.", no_args_is_help=True)
@@ -175,6 +175,7 @@ def energy(as_json: AsJson = False) -> None:
 @adapters.callback()
 def list_adapters(context: typer.Context, as_json: AsJson = False) -> None:
     """Show the adapters, whether each fits the model in use, and which one serves."""
+    from mongars.serving.approvals import waits
     from mongars.serving.doctor import adapter_rows
 
     if context.invoked_subcommand:
@@ -197,6 +198,8 @@ def list_adapters(context: typer.Context, as_json: AsJson = False) -> None:
         for row in learnt:
             if row["withdrawn"]:
                 out.print(escape(f"{row['adapter']} was withdrawn: {row['withdrawn']}"), soft_wrap=True)
+            if row["waits"]:
+                out.print(waits(row["adapter"], row["weights_sha256"]), soft_wrap=True)
     for row in rows:
         if row["wrong"] and not as_json:
             err.print(escape(row["wrong"]), soft_wrap=True)
@@ -218,3 +221,32 @@ def show_adapter(name: str, as_json: AsJson = False) -> None:
     card["metrics"] = "\n".join(f"{k}: {v}" for k, v in card["metrics"].items()) or "none"
     card["limits"] = "\n".join(card["limits"]) or "none are stated"
     show([{"": k.replace("_", " "), "card": v} for k, v in card.items()], False, f"Adapter {card['name']}")
+
+# %% ../../nbs/serving/20_learning_commands.ipynb #79411f20
+@adapters.command(name="approve")
+def approve_adapter(
+    id: Annotated[str, typer.Argument(help="What waits, as `mongars adapters` shows it.")],
+    sha: Annotated[
+        str, typer.Option(help="The sha256 of its weights, or at least 12 digits of its beginning.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Let what a night accepted serve from the next question on, if its files are what you approve of."""
+    from mongars.serving import approvals
+    from mongars.serving.audit import id_of
+    from mongars.serving.learners import LEARNERS
+    from mongars.serving.nights import option
+
+    store, settings = open_accounts().store, read_settings()
+    with audit_log().event(None, "adapter_approved", adapter=id_of(id)) as line:
+        now = approvals.approve(settings, store, id, sha, say=say)
+        line.more |= {"on": now.adapter.owner_id, "sha256": now.adapter.weights_sha256}
+    if as_json:
+        print(json.dumps({"adapter": now.adapter.id, "generation": now.generation}))
+        return
+    of = next(option(one.name) for one in LEARNERS.values() if one.kind == now.adapter.kind)
+    out.print(
+        f"{now.adapter.id} serves, generation {now.generation}, from the next question on. "
+        f"`mongars rollback{of}` gives its place back.",
+        soft_wrap=True,
+    )

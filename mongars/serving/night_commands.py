@@ -34,7 +34,10 @@ def evolve(
     ] = "both",
     as_json: AsJson = False,
 ) -> None:
-    """Learn from what somebody said and rated; what passes the gate serves them from then on."""
+    """Learn from what somebody said and rated; what passes the gate serves them from then on.
+
+    With MONGARS_APPROVAL, it serves when it is approved: `mongars adapters approve`.
+    """
     from mongars.serving import experiments, learners, nights
 
     accounts, settings = open_accounts(), read_settings()
@@ -61,13 +64,17 @@ def evolve(
 
 def tell(night: "Night") -> None:
     """Print how a night ended."""
-    from mongars.serving import learners, nights
+    from mongars.serving import approvals, learners, nights
 
     called = learners.learner_named(night.learner).makes.called
     head = f"[bold]The {called}: {night.outcome}.[/bold]"
     out.print(head, *map(escape, night.reasons), soft_wrap=True)
     serves = f"{night.adapter} serves" if night.adapter else f"No {called} serves"
-    after = nights.then(night.outcome, night.learner)
+    after = (
+        approvals.waits(night.waits, night.sha256)
+        if night.waits
+        else nights.then(night.outcome, night.learner)
+    )
     out.print(f"{serves}, generation {night.generation}. {after}", soft_wrap=True)
     if night.run:
         out.print(f"`mongars report {night.run}` tells more.", soft_wrap=True)
@@ -165,7 +172,7 @@ def sql(question: str, as_json: AsJson = False) -> None:
 ADAPTERS = (
     "adapter VARCHAR, kind VARCHAR, owner VARCHAR, state VARCHAR, base VARCHAR, weights_sha256 VARCHAR, "
     "parent VARCHAR, run VARCHAR, data_hash VARCHAR, verdict VARCHAR, joules DOUBLE, created_at TIMESTAMP, "
-    "generation BIGINT, withdrawn VARCHAR"
+    "generation BIGINT, withdrawn VARCHAR, waits BOOLEAN"
 )
 
 
@@ -173,6 +180,7 @@ def adapter_rows() -> list[dict]:
     """The adapters that passed the gate, with state and generation; none where there is no house yet."""
     from mongars.base.ledger import find_run
     from mongars.growth.lineage import CHAT, QUERY_MAP, WITHDRAWN, adapters, everybody
+    from mongars.serving.approvals import awaiting
 
     def reason(run: str) -> str:
         """Why what a run taught was withdrawn."""
@@ -187,6 +195,7 @@ def adapter_rows() -> list[dict]:
         return []
     names = {person.id: person.username for person in accounts.everybody()}
     serve = [now for kind in (QUERY_MAP, CHAT) for now in everybody(accounts.store, kind).values()]
+    waiting = {row.id for row in awaiting(accounts.store, read_settings().home)}
     generations = {now.id: now.generation for now in serve if now.id}
     return [
         {
@@ -194,6 +203,7 @@ def adapter_rows() -> list[dict]:
             "weights_sha256": row.weights_sha256, "parent": row.parent_id, "run": row.run, "data_hash": row.data_hash,
             "verdict": row.outcome, "joules": row.joules, "created_at": f"{row.created_at:%Y-%m-%dT%H:%M:%SZ}",
             "generation": generations.get(row.id), "withdrawn": reason(row.run) if row.state == WITHDRAWN else None,
+            "waits": row.id in waiting,
         }
         for row in adapters(accounts.store)
     ]  # fmt: skip

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'NEWEST', 'DRAWN', 'AGAIN', 'TARGETS', 'page', 'table', 'named', 'link', 'moment', 'lasted', 'left', 'far',
            'spent', 'joules_of', 'runs_table', 'runs_section', 'bar_of', 'verdicts', 'way_back', 'of_kind',
-           'serving_table', 'adapters_table', 'overview', 'sure', 'report_page']
+           'serving_table', 'waiting_table', 'adapters_table', 'overview', 'sure', 'sure_of', 'report_page']
 
 # %% ../../nbs/serving/34_operators_view.ipynb #982e462d
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from html import escape
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from ..base.store import Store
 from ..base.tables import Adapter
 from ..growth.kinds import KINDS
 from ..growth.lineage import QUERY_MAP, Now
+from .approvals import command
 from .doors import template, told
 from .interval_plot import SHAPES, Bar, plot
 from .nights import report
@@ -207,8 +208,28 @@ def serving_table(people: Sequence[tuple[str, str, Now]], now: datetime) -> str:
     return table(columns, cells)
 
 
-def adapters_table(rows: Sequence[Adapter], now: datetime) -> str:
-    """All that passed the gate, newest first."""
+def waiting_table(rows: Sequence[Adapter], now: datetime) -> str:
+    """What waits for approval, with its hash, and how it is approved."""
+    columns = [
+        ("What", ""),
+        ("Person", ""),
+        ("Made", ""),
+        ("sha256 of its weights, and the command", ""),
+        ("", "do"),
+    ]
+    cells = [
+        [
+            of_kind(named(row.id), row.kind), named(row.owner_id or "everybody"), day(row.created_at, now),
+            f'{named(row.weights_sha256)}<span class="small">{named(command(row.id, row.weights_sha256))}</span>',
+            f'<a href="/operators/approve/{quote(row.id)}">Approve …</a>' if row.kind == QUERY_MAP else "",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(columns, cells)
+
+
+def adapters_table(rows: Sequence[Adapter], now: datetime, waiting: Collection[str] = ()) -> str:
+    """All that passed the gate, newest first; the ids of those that are `waiting` for approval."""
     if not rows:
         return '<p class="empty">Nothing has passed the gate yet.</p>'
     columns = [
@@ -221,7 +242,8 @@ def adapters_table(rows: Sequence[Adapter], now: datetime) -> str:
     ]
     cells = [
         [
-            of_kind(named(row.id), row.kind), named(row.owner_id or "everybody"), escape(row.state),
+            of_kind(named(row.id), row.kind), named(row.owner_id or "everybody"),
+            "waits for approval" if row.id in waiting else escape(row.state),
             day(row.created_at, now),
             joules_of(row.joules), link(row.run),
         ]
@@ -232,21 +254,24 @@ def adapters_table(rows: Sequence[Adapter], now: datetime) -> str:
 
 def overview(
     rows: Sequence[dict], older: str, people: Sequence[tuple[str, str, Now]], passed: Sequence[Adapter], model: str,
-    now: datetime, said: str = "",
+    now: datetime, said: str = "", waiting: Sequence[Adapter] = (),
 ) -> str:  # fmt: skip
-    """The first page; `said` is a sentence about what was just done."""
+    """The first page; `said` is a sentence about what was just done, `waiting` is for an approval."""
     parts = [
         ("What serves whom", f"{escape(model)} writes the answers. A map is for the questions, a chat adapter for the "
          "answers, of one person only.", serving_table(people, now)),
         ("Verdicts", "By how much it was better than what served, and how sure that is.", verdicts(rows, now)),
-        ("What passed the gate", "", adapters_table(passed, now)),
+        ("What passed the gate", "", adapters_table(passed, now, [row.id for row in waiting])),
     ]  # fmt: skip
+    if waiting:
+        words = "It was accepted, and serves nobody yet. A chat adapter is approved in the terminal only."
+        parts.insert(0, ("Waits for approval", words, waiting_table(waiting, now)))
     note = f'<p class="note" role="status">{escape(said)}</p>' if said else ""
     sections = [
         f"<section><h2>{title}</h2>{f'<p class=hint>{words}</p>' if words else ''}{inner}</section>"
         for title, words, inner in parts
     ]
-    sections.insert(2, tried := runs_section(rows, now, older))
+    sections.insert(len(sections) - 1, tried := runs_section(rows, now, older))
     script = '<script src="/pages/operators.js" defer></script>' if "data-again" in tried else ""
     return page("Operation", note + "".join(sections) + script)
 
@@ -262,6 +287,15 @@ def sure(person: str, serves: Now, heir: Adapter | None) -> str:
         action=way_back(person, serves.adapter.kind), called=called,
     )  # fmt: skip
     return page("Roll back?", body)
+
+
+def sure_of(row: Adapter) -> str:
+    """The question before a map is approved, with the hash that the approval is bound to."""
+    body = template("operators_approve.html").substitute(
+        adapter=escape(row.id), run=link(row.run), person=escape(row.owner_id or "everybody"),
+        sha=escape(row.weights_sha256), action=f"/operators/approve/{quote(row.id)}", called=KINDS[row.kind].called,
+    )  # fmt: skip
+    return page("Approve?", body)
 
 
 def report_page(run: Run, store: Store | None) -> str:
