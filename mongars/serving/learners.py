@@ -20,7 +20,7 @@ from .wiring import chosen_adapter
 # %% ../../nbs/serving/29_learners.ipynb #b0ae0037
 MAP_PLAN = {  # what a night asks of its candidate, beyond the notebook's own values
     "queries": 100, "conversations": 20, "margin": 0.03, "weight_change": 0.5, "latency_ratio": 1.05, "scenes": 240,
-    "still": 60, "priority": 19,
+    "still": 240, "priority": 19,
 }  # fmt: skip
 CHAT_PLAN = {
     "queries": 40, "conversations": 20, "margin": 0.1, "weight_change": 0.5, "latency_ratio": 1.1, "least": 40,
