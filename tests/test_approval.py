@@ -117,10 +117,10 @@ def test_what_was_accepted_is_staged_and_serves_at_once_when_its_hash_is_approve
 
 def test_the_night_itself_says_what_waits_and_with_which_command(house):
     house.bench.accepted()
-    words = house.mongars("evolve", "--user", "Ana", "--learner", "map")
+    told = house.mongars("evolve", "--user", "Ana", "--learner", "map")
     [row] = adapters(house.bench.store)
-    assert "No map serves, generation 0. It waits for approval" in words and row.weights_sha256 in words
-    assert f"`mongars adapters approve {row.id} --sha {row.weights_sha256[:12]}` lets it serve" in words
+    assert "No map serves, generation 0. It waits for approval" in told and row.weights_sha256 in told
+    assert f"`mongars adapters approve {row.id} --sha {row.weights_sha256[:12]}` lets it serve" in told
     assert row.state == STAGED
 
 
