@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from sqlmodel import delete
 from starlette.websockets import WebSocketDisconnect
 from websocket_client import Client
 
@@ -213,18 +214,97 @@ def test_a_database_that_is_not_ready_ends_it_with_1013(make_app, monkeypatch):
         assert close_code(client, "/ws/chat/", bearer) == 1013
 
 
-def test_who_signs_out_is_out_here_too(make_app):
-    with make_app(ws_heartbeat_seconds=0.2) as client:
-        person, bearer = sign_in(client, "ws.out")
-        with client.websocket_connect("/ws/chat/", headers=bearer) as socket:
+def leave(client, person, bearer: dict) -> None:
+    assert client.request(
+        "DELETE", "/api/v1/me", headers=bearer, json={"confirm": f"delete {person.username}"}
+    ).is_success
+
+
+ENDINGS = {
+    "logout": lambda c, person, bearer: c.post("/api/v1/auth/logout", headers=bearer).raise_for_status(),
+    "everywhere": lambda c, person, bearer: c.post(
+        "/api/v1/auth/logout-all", headers=bearer
+    ).raise_for_status(),
+    "by an admin": lambda c, person, bearer: c.post(
+        f"/api/v1/users/{person.id}/logout", headers=admin(c)
+    ).raise_for_status(),
+    "closed": lambda c, person, bearer: c.patch(
+        f"/api/v1/users/{person.id}", headers=admin(c), json={"disabled": True}
+    ).raise_for_status(),
+    "deleted": leave,
+    "password": lambda c, person, bearer: c.app.state.house.accounts.set_password(
+        person.username, "another horse"
+    ),
+}
+
+
+def admin(app) -> dict[str, str]:
+    accounts = app.app.state.house.accounts
+    return {"Authorization": f"Bearer {accounts.issue(accounts.owner(), 'api_key')}"}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_who_is_signed_out_is_out_here_at_once_and_hears_nothing_more(app, ending):
+    person, bearer = sign_in(app, f"ws.out.{ending.replace(' ', '.')}")
+    house = app.app.state.house
+    with (
+        app.websocket_connect("/ws/chat/", headers=bearer) as socket,
+        app.websocket_connect("/ws/chat/", headers=sign_in(app, "ws.stays")[1]) as other,
+    ):
+        assert socket.receive_json()["heartbeat_seconds"] == 20 and socket.receive_json()
+        other.receive_json(), other.receive_json()
+        ENDINGS[ending](app, person, bearer)
+        began = time.monotonic()
+        channel = house.channels.open.get(person.id)
+        for listener in list(channel.listeners) if channel else []:
+            app.portal.call(listener.tell, {"type": "token", "text": "a secret"})
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+        assert closed.value.code == 4401 and time.monotonic() - began < 1
+        other.send_json({"type": "ping"})
+        assert other.receive_json() == {"type": "pong"}
+
+
+def test_an_event_that_is_told_as_a_session_ends_is_heard_by_the_others_only(app, monkeypatch):
+    """The look is under way, and slow, when something is told."""
+    person, bearer = sign_in(app, "ws.race")
+    house = app.app.state.house
+    key = {"Authorization": f"Bearer {house.accounts.issue(person, 'api_key')}"}
+    with (
+        app.websocket_connect("/ws/chat/", headers=bearer) as ended,
+        app.websocket_connect("/ws/chat/", headers=key) as stays,
+    ):
+        for socket in (ended, stays):
             socket.receive_json(), socket.receive_json()
-            assert socket.receive_json() == {"type": "heartbeat"}
-            client.app.state.house.accounts.end_sessions(person.id)
-            began = time.monotonic()
-            with pytest.raises(WebSocketDisconnect) as closed:
-                for _ in range(50):  # heartbeats
-                    socket.receive_json()
-            assert closed.value.code == 4401 and time.monotonic() - began < 5
+
+        look = house.accounts.bearer_of
+        monkeypatch.setattr(house.accounts, "bearer_of", lambda id: (time.sleep(0.3), look(id))[1])
+
+        def at_once() -> None:
+            house.channels._doubt(person.id)
+            house.channels.open[person.id].tell({"type": "token", "id": "x", "text": "a secret"})
+
+        with house.store.writing() as session:
+            session.exec(
+                delete(Credential).where(Credential.kind == "family", Credential.person_id == person.id)
+            )
+        app.portal.call(at_once)
+        assert stays.receive_json()["text"] == "a secret"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            ended.receive_json()
+        assert closed.value.code == 4401
+
+
+def test_what_another_process_ends_is_seen_within_seconds(make_server):
+    server = make_server().start()
+    ana = server.person("Ana")
+    bearer = {"Authorization": ana.headers["Authorization"]}
+    client = Client(server.url.replace("http", "ws") + "/ws/chat/", bearer)
+    assert client.receive()["heartbeat_seconds"] == 20 and client.receive()["type"] == "history"
+    server.mongars("user", "disable", "Ana")
+    began = time.monotonic()
+    assert client.receive() is None and client.closed == 4401
+    assert time.monotonic() - began < 6
 
 
 def test_switched_off_it_says_so_and_queues_nothing(make_app, monkeypatch):

@@ -90,6 +90,13 @@ class Listener:
 
     frames: asyncio.Queue = field(default_factory=lambda: asyncio.Queue(WAITING))
     lost: asyncio.Event = field(default_factory=asyncio.Event)
+    doubted: asyncio.Event = field(default_factory=asyncio.Event)
+    doubts: int = 0  # how often something that spoke for the person has ended meanwhile
+
+    def doubt(self) -> None:
+        """Have it looked at whether this connection may hear more."""
+        self.doubts += 1
+        self.doubted.set()
 
     def tell(self, frame: dict) -> bool:
         """Put a frame into the queue; False if it is full, and then nothing more comes."""
@@ -245,10 +252,12 @@ class Channels:
     def __init__(self, store: Store, cortex: Cortex, kept: int = 2000):
         self.book, self.cortex = EventLog(store, kept), cortex
         self.open: dict[str, Channel] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextlib.asynccontextmanager
     async def listening(self, person: str):
         """A person's channel and a new listener to it, which hears all that is told inside of this."""
+        self._loop = asyncio.get_running_loop()
         self._sweep()
         channel = self.open.setdefault(person, Channel(person, self.book, self.cortex))
         listener = Listener()
@@ -261,6 +270,17 @@ class Channels:
             channel.listeners.discard(listener)
             LISTENERS.dec()
             self._sweep()
+
+    def ended(self, person: str) -> None:
+        """What spoke for a person has ended: their listeners are looked at before they hear more. Any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and so is every connection
+                self._loop.call_soon_threadsafe(self._doubt, person)
+
+    def _doubt(self, person: str) -> None:
+        if (channel := self.open.get(person)) is not None:
+            for listener in channel.listeners:
+                listener.doubt()
 
     def _sweep(self) -> None:
         for person in [person for person, channel in self.open.items() if channel.idle]:

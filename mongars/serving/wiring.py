@@ -323,6 +323,8 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         hippocampus, conversations, model, settings.most_memories, close, settings.reads_little,
         longest=settings.message_characters, adapters=worn,
     )  # fmt: skip
+    channels = Channels(store, cortex, settings.ws_events_kept)
+    accounts.ended = departures.ended = channels.ended
     return House(
         settings=settings,
         store=store,
@@ -338,7 +340,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         consents=Consents(store, unlearn),
         hippocampus=hippocampus,
         cortex=cortex,
-        channels=Channels(store, cortex, settings.ws_events_kept),
+        channels=channels,
         departures=departures,
         paces=Paces(store, settings.requests_per_person, settings.requests_per_address),
     )
