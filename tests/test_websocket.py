@@ -307,6 +307,22 @@ def test_what_another_process_ends_is_seen_within_seconds(make_server):
     assert time.monotonic() - began < 6
 
 
+def test_more_messages_than_one_person_may_have_get_429(make_app):
+    with make_app(answers_per_person=2, max_new_tokens=200) as client:
+        _, bearer = sign_in(client, "ws.many")
+        with client.websocket_connect("/ws/chat/", headers=bearer) as socket:
+            for id in ("1", "2", "3"):
+                socket.send_json({"type": "chat", "id": id, "text": "Hello"})
+            ends = {}
+            while len(ends) < 3:
+                frame = socket.receive_json()
+                ends |= {frame["id"]: frame} if frame["type"] in ("done", "error") else {}
+            assert [ends[id]["type"] for id in "123"] == ["done", "done", "error"]
+            assert ends["3"]["status"] == 429 and ends["3"]["retry_after"] >= 1
+            socket.send_json({"type": "chat", "id": "3", "text": "Hello"})
+            assert until_end(socket, "3")[-1]["type"] == "done"
+
+
 def test_switched_off_it_says_so_and_queues_nothing(make_app, monkeypatch):
     monkeypatch.setenv("WS_ENABLE_EVENTS", "false")
     with make_app() as client:
