@@ -8,12 +8,12 @@ import time
 
 import psutil
 import pytest
-from sqlmodel import delete
+from sqlmodel import delete, func, select
 from starlette.websockets import WebSocketDisconnect
 from websocket_client import Client
 
 from mongars.base.errors import NotReady
-from mongars.base.tables import Credential
+from mongars.base.tables import Credential, ToldEvent
 from mongars.serving import channels, live
 
 ORIGIN = {"Origin": "http://testserver"}
@@ -190,6 +190,21 @@ def test_a_page_of_another_origin_does_not_come_in_whatever_it_shows(app):
     assert close_code(app, "/ws/chat/", {**bearer, "Origin": "null"}) == 4403
 
 
+def test_a_page_of_an_origin_that_the_setting_names_comes_in_and_no_other(make_app):
+    with make_app(ws_origins="https://first.example, https://chat.example/") as client:
+        _, bearer = sign_in(client, "ws.origins")
+        for origin in ("https://chat.example", "https://first.example"):
+            page = {"Origin": origin}
+            ticket = ticket_of(client, bearer, **page)
+            with client.websocket_connect(f"/ws/chat/?ticket={ticket}", headers=page) as socket:
+                assert socket.receive_json()["type"] == "hello"
+        for origin in ("https://other.example", "http://chat.example", "https://chat.example.other.example"):
+            page = {"Origin": origin}
+            assert close_code(client, f"/ws/chat/?ticket={ticket_of(client, bearer, **page)}", page) == 4403
+        ticket = ticket_of(client, bearer, Origin="https://first.example")
+        assert close_code(client, f"/ws/chat/?ticket={ticket}", {"Origin": "https://chat.example"}) == 4401
+
+
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": "Bearer x.y.z"}, {"Authorization": "Bearer mg-x"}, ORIGIN]
 )
@@ -326,13 +341,18 @@ def test_more_messages_than_one_person_may_have_get_429(make_app):
 def test_switched_off_it_says_so_and_queues_nothing(make_app, monkeypatch):
     monkeypatch.setenv("WS_ENABLE_EVENTS", "false")
     with make_app() as client:
-        _, bearer = sign_in(client, "ws.off")
-        assert close_code(client, "/ws/chat/", bearer) == live.SWITCHED_OFF == 4503
+        person, bearer = sign_in(client, "ws.off")
+        with client.websocket_connect("/ws/chat/", headers=bearer) as socket:
+            socket.send_json({"type": "chat", "id": "1", "text": "Hi"})  # there before it is refused
+            with pytest.raises(WebSocketDisconnect) as closed:
+                socket.receive_json()
+        assert closed.value.code == live.SWITCHED_OFF == 4503
         assert client.post("/api/v1/auth/ws/ticket", headers=bearer).status_code == 503
-        client.post("/api/v1/conversation/chat", json={"message": "Hi"}, headers=bearer)
         house = client.app.state.house
-        assert not house.channels.open and house.channels.book.after(sign_in(client, "ws.off")[0].id, 0) == []
+        assert not house.channels.open and house.channels.book.last(person.id) == 0
+        assert client.get("/api/v1/conversation/history", headers=bearer).json()["items"] == []
         with house.store.reading() as session:
+            assert session.exec(select(func.count()).select_from(ToldEvent)).one() == 0
             assert "ticket" not in session.exec(Credential.__table__.select()).all().__repr__()
 
 
