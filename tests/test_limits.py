@@ -124,6 +124,30 @@ def test_who_comes_while_too_many_wait_is_told_to_come_back(make_app):
         assert client.get(ME, headers=ana).status_code == 200
 
 
+def test_one_person_has_so_many_answers_under_way_whichever_way_they_ask(make_app):
+    with make_app(answers_per_person=2, max_new_tokens=4) as client:
+        house, ana, bo = client.app.state.house, bearer(client, "Ana"), bearer(client, "Bo")
+        chat, model = "/api/v1/conversation/chat", house.model
+        asks = {"model": model.name, "messages": [{"role": "user", "content": "Hi"}]}
+        held = client.portal.wrap_async_context_manager
+        id = house.accounts.find("Ana").id
+        with held(model.place(id)):
+            assert client.post(chat, json={"message": "Second"}, headers=ana).status_code == 200
+            with held(model.place(id)):
+                late = client.post(chat, json={"message": "Third"}, headers=ana)
+                assert late.status_code == 429 and int(late.headers["Retry-After"]) >= 1
+                assert "2 of them yours (at most 2)" in late.json()["detail"]
+                other = client.post("/v1/chat/completions", json=asks, headers=ana)
+                assert other.status_code == 429 and int(other.headers["Retry-After"]) >= 1
+                with client.websocket_connect("/ws/chat/", headers=ana) as socket:
+                    socket.send_json({"type": "chat", "id": "1", "text": "Hi"})
+                    frames = [socket.receive_json() for _ in range(3)]
+                assert frames[-1]["status"] == 429 and frames[-1]["retry_after"] >= 1
+                assert client.post(chat, json={"message": "Hi"}, headers=bo).status_code == 200
+        items = client.get("/api/v1/conversation/history", headers=ana).json()["items"]
+        assert [turn["message"] for turn in items] == ["Second"]
+
+
 def test_several_processes_share_what_there_is(store):
     now = 1_800_000_000.0
     many = [Paces(Store(store.url), person=600, clock=lambda: now) for _ in range(4)]

@@ -8,10 +8,12 @@ import hmac
 import json
 import logging
 import time
+from urllib.parse import quote
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from starlette.websockets import WebSocketDisconnect
 
 ME = "/api/v1/user/me"
 FOREVER = 4_000_000_000
@@ -178,6 +180,56 @@ def test_an_attack_gets_401_and_leaves_nothing_in_the_log(app, ana, attack, capl
     told = answer.text + caplog.text
     for secret in (ana["signature"], ana["key"].hex(), ana["claims"]["jti"], "attacker"):
         assert secret not in told
+    assert "Traceback" not in caplog.text
+
+
+def with_ticket(app, ana: dict) -> dict:
+    """The same as `ana`, about a fresh ticket in the place of the access token."""
+    ticket = app.post("/api/v1/auth/ws/ticket", headers={"Authorization": f"Bearer {ana['token']}"}).json()[
+        "ticket"
+    ]
+    head, body, signature = ticket.split(".")
+    return ana | {
+        "token": ticket, "head": head, "body": body, "signature": signature, "key": ana["keys"].signing("ticket"),
+        "ticket": ana["token"],  # one for the other
+        "header": json.loads(base64.urlsafe_b64decode(head + "==")),
+        "claims": json.loads(base64.urlsafe_b64decode(body + "==")),
+    }  # fmt: skip
+
+
+def close_of(app, token: str, by: str) -> WebSocketDisconnect | None:
+    """How a WebSocket that shows a token is closed; None when it is let in."""
+    path = f"/ws/chat/?ticket={quote(token, safe='')}" if by == "ticket" else "/ws/chat/"
+    headers = {"Authorization": f"Bearer {token}".encode()} if by == "bearer" else {}
+    with app.websocket_connect(path, headers=headers) as socket:
+        try:
+            assert socket.receive_json()["type"] == "hello"
+        except WebSocketDisconnect as closed:
+            return closed
+    return None
+
+
+def test_the_forger_can_write_what_opens_a_websocket(app, ana):
+    """Else each refusal below would prove nothing."""
+    own = with_ticket(app, ana)
+    again = signed(own["header"], own["claims"], own["key"])
+    assert again == own["token"] and close_of(app, again, "ticket") is None
+    assert close_of(app, ana["token"], "bearer") is None
+
+
+@pytest.mark.parametrize("by", ["ticket", "bearer"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_opens_no_websocket_and_leaves_nothing_in_the_log(app, ana, attack, by, caplog):
+    own = with_ticket(app, ana) if by == "ticket" else ana
+    caplog.set_level(logging.DEBUG)
+    tokens = [ATTACKS[attack](own)]
+    if by == "ticket" and attack != "ticket":  # that one is a ticket
+        tokens.append(ATTACKS[attack](ana))
+    for token in tokens:
+        closed = close_of(app, token, by)
+        assert closed is not None and closed.code == 4401
+        for secret in (own["signature"], own["key"].hex(), own["claims"]["jti"], "attacker"):
+            assert secret not in closed.reason + caplog.text
     assert "Traceback" not in caplog.text
 
 

@@ -8,11 +8,12 @@ import time
 
 import psutil
 import pytest
+from sqlmodel import delete, func, select
 from starlette.websockets import WebSocketDisconnect
 from websocket_client import Client
 
 from mongars.base.errors import NotReady
-from mongars.base.tables import Credential
+from mongars.base.tables import Credential, ToldEvent
 from mongars.serving import channels, live
 
 ORIGIN = {"Origin": "http://testserver"}
@@ -189,6 +190,21 @@ def test_a_page_of_another_origin_does_not_come_in_whatever_it_shows(app):
     assert close_code(app, "/ws/chat/", {**bearer, "Origin": "null"}) == 4403
 
 
+def test_a_page_of_an_origin_that_the_setting_names_comes_in_and_no_other(make_app):
+    with make_app(ws_origins="https://first.example, https://chat.example/") as client:
+        _, bearer = sign_in(client, "ws.origins")
+        for origin in ("https://chat.example", "https://first.example"):
+            page = {"Origin": origin}
+            ticket = ticket_of(client, bearer, **page)
+            with client.websocket_connect(f"/ws/chat/?ticket={ticket}", headers=page) as socket:
+                assert socket.receive_json()["type"] == "hello"
+        for origin in ("https://other.example", "http://chat.example", "https://chat.example.other.example"):
+            page = {"Origin": origin}
+            assert close_code(client, f"/ws/chat/?ticket={ticket_of(client, bearer, **page)}", page) == 4403
+        ticket = ticket_of(client, bearer, Origin="https://first.example")
+        assert close_code(client, f"/ws/chat/?ticket={ticket}", {"Origin": "https://chat.example"}) == 4401
+
+
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": "Bearer x.y.z"}, {"Authorization": "Bearer mg-x"}, ORIGIN]
 )
@@ -213,30 +229,130 @@ def test_a_database_that_is_not_ready_ends_it_with_1013(make_app, monkeypatch):
         assert close_code(client, "/ws/chat/", bearer) == 1013
 
 
-def test_who_signs_out_is_out_here_too(make_app):
-    with make_app(ws_heartbeat_seconds=0.2) as client:
-        person, bearer = sign_in(client, "ws.out")
-        with client.websocket_connect("/ws/chat/", headers=bearer) as socket:
+def leave(client, person, bearer: dict) -> None:
+    assert client.request(
+        "DELETE", "/api/v1/me", headers=bearer, json={"confirm": f"delete {person.username}"}
+    ).is_success
+
+
+ENDINGS = {
+    "logout": lambda c, person, bearer: c.post("/api/v1/auth/logout", headers=bearer).raise_for_status(),
+    "everywhere": lambda c, person, bearer: c.post(
+        "/api/v1/auth/logout-all", headers=bearer
+    ).raise_for_status(),
+    "by an admin": lambda c, person, bearer: c.post(
+        f"/api/v1/users/{person.id}/logout", headers=admin(c)
+    ).raise_for_status(),
+    "closed": lambda c, person, bearer: c.patch(
+        f"/api/v1/users/{person.id}", headers=admin(c), json={"disabled": True}
+    ).raise_for_status(),
+    "deleted": leave,
+    "password": lambda c, person, bearer: c.app.state.house.accounts.set_password(
+        person.username, "another horse"
+    ),
+}
+
+
+def admin(app) -> dict[str, str]:
+    accounts = app.app.state.house.accounts
+    return {"Authorization": f"Bearer {accounts.issue(accounts.owner(), 'api_key')}"}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_who_is_signed_out_is_out_here_at_once_and_hears_nothing_more(app, ending):
+    person, bearer = sign_in(app, f"ws.out.{ending.replace(' ', '.')}")
+    house = app.app.state.house
+    with (
+        app.websocket_connect("/ws/chat/", headers=bearer) as socket,
+        app.websocket_connect("/ws/chat/", headers=sign_in(app, "ws.stays")[1]) as other,
+    ):
+        assert socket.receive_json()["heartbeat_seconds"] == 20 and socket.receive_json()
+        other.receive_json(), other.receive_json()
+        ENDINGS[ending](app, person, bearer)
+        began = time.monotonic()
+        channel = house.channels.open.get(person.id)
+        for listener in list(channel.listeners) if channel else []:
+            app.portal.call(listener.tell, {"type": "token", "text": "a secret"})
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+        assert closed.value.code == 4401 and time.monotonic() - began < 1
+        other.send_json({"type": "ping"})
+        assert other.receive_json() == {"type": "pong"}
+
+
+def test_an_event_that_is_told_as_a_session_ends_is_heard_by_the_others_only(app, monkeypatch):
+    """The look is under way, and slow, when something is told."""
+    person, bearer = sign_in(app, "ws.race")
+    house = app.app.state.house
+    key = {"Authorization": f"Bearer {house.accounts.issue(person, 'api_key')}"}
+    with (
+        app.websocket_connect("/ws/chat/", headers=bearer) as ended,
+        app.websocket_connect("/ws/chat/", headers=key) as stays,
+    ):
+        for socket in (ended, stays):
             socket.receive_json(), socket.receive_json()
-            assert socket.receive_json() == {"type": "heartbeat"}
-            client.app.state.house.accounts.end_sessions(person.id)
-            began = time.monotonic()
-            with pytest.raises(WebSocketDisconnect) as closed:
-                for _ in range(50):  # heartbeats
-                    socket.receive_json()
-            assert closed.value.code == 4401 and time.monotonic() - began < 5
+
+        look = house.accounts.bearer_of
+        monkeypatch.setattr(house.accounts, "bearer_of", lambda id: (time.sleep(0.3), look(id))[1])
+
+        def at_once() -> None:
+            house.channels._doubt(person.id)
+            house.channels.open[person.id].tell({"type": "token", "id": "x", "text": "a secret"})
+
+        with house.store.writing() as session:
+            session.exec(
+                delete(Credential).where(Credential.kind == "family", Credential.person_id == person.id)
+            )
+        app.portal.call(at_once)
+        assert stays.receive_json()["text"] == "a secret"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            ended.receive_json()
+        assert closed.value.code == 4401
+
+
+def test_what_another_process_ends_is_seen_within_seconds(make_server):
+    server = make_server().start()
+    ana = server.person("Ana")
+    bearer = {"Authorization": ana.headers["Authorization"]}
+    client = Client(server.url.replace("http", "ws") + "/ws/chat/", bearer)
+    assert client.receive()["heartbeat_seconds"] == 20 and client.receive()["type"] == "history"
+    server.mongars("user", "disable", "Ana")
+    began = time.monotonic()
+    assert client.receive() is None and client.closed == 4401
+    assert time.monotonic() - began < 6
+
+
+def test_more_messages_than_one_person_may_have_get_429(make_app):
+    with make_app(answers_per_person=2, max_new_tokens=200) as client:
+        _, bearer = sign_in(client, "ws.many")
+        with client.websocket_connect("/ws/chat/", headers=bearer) as socket:
+            for id in ("1", "2", "3"):
+                socket.send_json({"type": "chat", "id": id, "text": "Hello"})
+            ends = {}
+            while len(ends) < 3:
+                frame = socket.receive_json()
+                ends |= {frame["id"]: frame} if frame["type"] in ("done", "error") else {}
+            assert [ends[id]["type"] for id in "123"] == ["done", "done", "error"]
+            assert ends["3"]["status"] == 429 and ends["3"]["retry_after"] >= 1
+            socket.send_json({"type": "chat", "id": "3", "text": "Hello"})
+            assert until_end(socket, "3")[-1]["type"] == "done"
 
 
 def test_switched_off_it_says_so_and_queues_nothing(make_app, monkeypatch):
     monkeypatch.setenv("WS_ENABLE_EVENTS", "false")
     with make_app() as client:
-        _, bearer = sign_in(client, "ws.off")
-        assert close_code(client, "/ws/chat/", bearer) == live.SWITCHED_OFF == 4503
+        person, bearer = sign_in(client, "ws.off")
+        with client.websocket_connect("/ws/chat/", headers=bearer) as socket:
+            socket.send_json({"type": "chat", "id": "1", "text": "Hi"})  # there before it is refused
+            with pytest.raises(WebSocketDisconnect) as closed:
+                socket.receive_json()
+        assert closed.value.code == live.SWITCHED_OFF == 4503
         assert client.post("/api/v1/auth/ws/ticket", headers=bearer).status_code == 503
-        client.post("/api/v1/conversation/chat", json={"message": "Hi"}, headers=bearer)
         house = client.app.state.house
-        assert not house.channels.open and house.channels.book.after(sign_in(client, "ws.off")[0].id, 0) == []
+        assert not house.channels.open and house.channels.book.last(person.id) == 0
+        assert client.get("/api/v1/conversation/history", headers=bearer).json()["items"] == []
         with house.store.reading() as session:
+            assert session.exec(select(func.count()).select_from(ToldEvent)).one() == 0
             assert "ticket" not in session.exec(Credential.__table__.select()).all().__repr__()
 
 

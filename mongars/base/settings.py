@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     answers_waiting: int = Field(
         8, ge=0, le=1000, description="requests that may wait for a place; beyond, 429"
     )
+    answers_per_person: int = Field(
+        8,
+        ge=1,
+        le=1000,
+        description="answers of one person made or waiting at once, over HTTP and WebSocket together; beyond, 429",
+    )
     body_bytes: int = Field(
         2_000_000,
         ge=10_000,

@@ -82,6 +82,7 @@ class LanguageModel:
         portions: Portions
         | None = None,  # of what this process uses; by default as this machine can count it
         answering: Callable[[bool], None] | None = None,  # told when the first comes and the last leaves
+        each: int | None = None,  # places of one person at most
     ):
         self.engine = engine
         elsewhere = isinstance(engine, RemoteEngine)
@@ -89,7 +90,7 @@ class LanguageModel:
         self.name: str = engine.name
         self.adapter: str | None = engine.adapter.name if engine.adapter else None
         self.runtime: str = engine.runtime  # what computes, in words
-        self.at_once, self.waiting, self.answering = at_once, waiting, answering
+        self.at_once, self.waiting, self.answering, self.each = at_once, waiting, answering, each
         self._workers = ThreadPoolExecutor(at_once, thread_name_prefix="answer")
         self._turns = Turns(at_once)
         self._taken = 0
@@ -139,10 +140,11 @@ class LanguageModel:
         Taken before anything is stored: who is refused here leaves no trace. `owner`: an opaque key of the person.
         """
         places = self.at_once + self.waiting
-        if self._taken >= places or self._held[owner] >= places - self.waiting // 4:
+        most = min(self.each or places, places - self.waiting // 4)
+        if self._taken >= places or self._held[owner] >= most:
             wait = math.ceil(max(1.0, self._seconds * self._taken / self.at_once))
             raise Busy(
-                f"{self._taken} answers are being made or waiting, {self._held[owner]} of them yours. "
+                f"{self._taken} answers are being made or waiting, {self._held[owner]} of them yours (at most {most}). "
                 f"Try again in {wait} seconds.",
                 retry_after=wait,
             )

@@ -11,6 +11,7 @@ import hashlib
 import re
 import secrets
 import unicodedata
+from collections.abc import Callable
 from datetime import timedelta
 
 from pwdlib import PasswordHash
@@ -63,10 +64,13 @@ def digest(secret: str) -> str:
 
 # %% ../../nbs/serving/00_accounts.ipynb #f519da34
 class Accounts:
-    """The people of a house and their credentials. A password takes tens of milliseconds: call from a thread."""
+    """The people of a house and their credentials. A password takes tens of milliseconds: call from a thread.
 
-    def __init__(self, store: Store):
-        self.store = store
+    `ended` is told of whom something that spoke for them has just ended, from the thread that ended it.
+    """
+
+    def __init__(self, store: Store, ended: Callable[[str], object] = lambda person: None):
+        self.store, self.ended = store, ended
 
     def register(self, username: str, password: str | None, role: str = "user") -> Person:
         """A new person; `Conflict` when the name is taken. Without a password, only random secrets open the account."""
@@ -127,6 +131,7 @@ class Accounts:
             person.password_hash = hashed
             session.add(person)
             _end_sessions(session, person.id)
+        self.ended(person.id)
         return person
 
     def change(self, person_id: str, role: str | None = None, disabled: bool | None = None) -> Person:
@@ -146,12 +151,15 @@ class Accounts:
                 person.disabled_at = (person.disabled_at or now_utc()) if disabled else None
                 _end_sessions(session, person.id)
             session.add(person)
+        if disabled is not None:
+            self.ended(person.id)
         return person
 
     def end_sessions(self, person_id: str) -> None:
         """Sign a person out everywhere: browsers, programs, unused links and tickets. API keys stay."""
         with self.store.writing() as session:
             _end_sessions(session, person_id)
+        self.ended(person_id)
 
     def issue(self, person: Person, kind: str, label: str = "") -> str:
         """A new secret of a kind: shown now, and never again. Expired ones are swept out on the way."""
@@ -181,6 +189,7 @@ class Accounts:
                 raise BadInput(
                     f"{person.username} has no API key {id!r}. `mongars user keys` shows which there are."
                 )
+        self.ended(person.id)
 
     def credential(self, kind: str, secret: str) -> tuple[Credential, Person] | None:
         """The credential of a secret and whom it speaks for, if it is one, has not expired, and the account is open."""
@@ -208,7 +217,10 @@ class Accounts:
         person = self.holder(kind, secret)
         with self.store.writing() as session:
             same = delete(Credential).where(Credential.digest == digest(secret), Credential.kind == kind)
-            return person if session.exec(same).rowcount else None
+            known = session.exec(same).rowcount
+        if person and known:
+            self.ended(person.id)
+        return person if known else None
 
 
 def _end_sessions(session: Session, person_id: str) -> None:

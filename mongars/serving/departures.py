@@ -60,10 +60,13 @@ class Departed:
 
 
 class Departures:
-    """Deletes accounts; `forget` is told whom a process is to hold nothing of any more."""
+    """Deletes accounts; `ended` is told whose account was closed, `forget` whom a process is to hold nothing of."""
 
-    def __init__(self, store: Store, home: Path, forget: Callable[[str], object] = lambda person: None):
-        self.store, self.home, self.forget = store, home, forget
+    def __init__(
+        self, store: Store, home: Path, forget: Callable[[str], object] = lambda person: None,
+        ended: Callable[[str], object] = lambda person: None,
+    ):  # fmt: skip
+        self.store, self.home, self.forget, self.ended = store, home, forget, ended
 
     def check(self, person: str) -> None:
         """`Conflict` when this account cannot be deleted now, `NotFound` when there is none."""
@@ -99,6 +102,7 @@ class Departures:
         try:
             with FileLock(self.home / "leaving.lock", timeout=PATIENCE):
                 rows = self._close(person)
+                self.ended(person)
                 at("shut")
                 learnt = depart(self.store, self.home, person, at)
                 rows |= {name: rows.get(name, 0) + n for name, n in self._empty(person).items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_SIGNED_IN', 'WRONG_ORIGIN', 'SWITCHED_OFF', 'TOO_SLOW', 'TOO_BIG', 'BINARY', 'NOT_NOW', 'LONGEST', 'HISTORY',
-           'PATIENCE', 'FRAME', 'live', 'Chat', 'Ping', 'Closing', 'frame_of', 'id_in', 'allowed', 'caller_in',
+           'PATIENCE', 'LOOK', 'FRAME', 'live', 'Chat', 'Ping', 'Closing', 'frame_of', 'id_in', 'allowed', 'caller_in',
            'entrance', 'Connection', 'live_chat', 'last_event_in']
 
 # %% ../../nbs/serving/45_live.ipynb #b2b26dd4
@@ -39,6 +39,7 @@ NOT_NOW = "the server is not ready; come back with last_event_id"
 LONGEST = 400_000  # characters of a frame
 HISTORY = 20  # turns told on connecting
 PATIENCE = 20  # seconds in which a frame must get away
+LOOK = 5  # seconds at most between two looks whether what opened a connection still lives; other processes end it too
 
 # %% ../../nbs/serving/45_live.ipynb #d38b559d
 class Chat(Strict):
@@ -130,10 +131,11 @@ class Connection:
     ):
         self.websocket, self.house, self.caller = websocket, house, caller
         self.channel, self.listener = channel, listener
+        self.looked = -1  # at how many doubts; before the first look, what ended on the way in may be missed
 
     async def run(self, last_event: int | None) -> None:
-        """Tell, hear and beat until one of them ends: by `Closing`, or `WebSocketDisconnect` when the client left."""
-        works = self.tell(last_event), self.hear(), self.beat(), self.fall_behind()
+        """Tell, hear, beat and look until one ends: by `Closing`, or `WebSocketDisconnect` when the client left."""
+        works = self.tell(last_event), self.hear(), self.beat(), self.look(), self.fall_behind()
         tasks = [asyncio.create_task(work) for work in works]
         try:
             finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -147,7 +149,9 @@ class Connection:
             task.result()
 
     async def send(self, frame: dict) -> None:
-        """Send a frame; `Closing` if it does not get away."""
+        """Send a frame; `Closing` if it does not get away, or may not be heard any more."""
+        if self.looked < self.listener.doubts:
+            await self.check()
         try:
             async with asyncio.timeout(
                 PATIENCE
@@ -188,8 +192,10 @@ class Connection:
 
     async def check(self) -> None:
         """`Closing` if what opened this connection has ended."""
+        doubts = self.listener.doubts
         if await asyncio.to_thread(self.house.accounts.bearer_of, self.caller.credential) is None:
             raise Closing(NOT_SIGNED_IN, "the session has ended")
+        self.looked = max(self.looked, doubts)
 
     async def hear(self) -> None:
         """Take what the client sends."""
@@ -221,11 +227,20 @@ class Connection:
         self.channel.ask(frame.id, ask)
 
     async def beat(self) -> None:
-        """Say now and then that this side is alive, and look whether the session is."""
+        """Say now and then that this side is alive."""
         while True:
             await asyncio.sleep(self.house.settings.ws_heartbeat_seconds)
             await self.check()
             self.listener.tell({"type": "heartbeat"})
+
+    async def look(self) -> None:
+        """Look whether the session is alive: as soon as it is in doubt, and every few seconds."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await self.listener.doubted.wait()
+            self.listener.doubted.clear()
+            await self.check()
 
     async def fall_behind(self) -> None:
         """`Closing` when the client does not take what is told: nobody waits for it, and it may come back."""

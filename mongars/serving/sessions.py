@@ -78,6 +78,7 @@ class Sessions:
                 session.exec(delete(Credential).where(*mine))
                 family = None
         if family is None:
+            self.accounts.ended(claims.person)
             raise NotSignedIn(REFRESH.refusal)
         return self._pair(person.id, family, turn)
 
@@ -89,8 +90,13 @@ class Sessions:
 
     def end(self, credential: str) -> None:
         """End a session by its id; an API key is not one."""
+        this = Credential.id == credential, Credential.kind != "api_key"
         with self.store.writing() as session:
-            session.exec(delete(Credential).where(Credential.id == credential, Credential.kind != "api_key"))
+            person = session.scalars(
+                delete(Credential).where(*this).returning(col(Credential.person_id))
+            ).first()
+        if person:
+            self.accounts.ended(person)
 
     def end_of(self, refresh: str) -> None:
         """End the session of a refresh token, whether it is the last one or a used one."""

@@ -115,18 +115,23 @@ def language_model(settings: Settings, say: Callable[[str], None] = lambda line:
     """The model that the settings name, loaded, or reached through its server."""
     from mongars.neurons.language_model import LanguageModel
 
-    waiting, answering = settings.answers_waiting, RightOfWay(settings.home).taken
+    waiting, answering, each = (
+        settings.answers_waiting,
+        RightOfWay(settings.home).taken,
+        settings.answers_per_person,
+    )
     if settings.model_is_remote:
         from mongars.neurons.remote import address
 
         if not address(settings.model).on_this_machine:  # who waits for another machine leaves this one free
             answering = None
-        return LanguageModel(remote(settings), settings.answers_at_once or 1, waiting, answering=answering)
+        at_once = settings.answers_at_once or 1
+        return LanguageModel(remote(settings), at_once, waiting, answering=answering, each=each)
     wish = wished(settings)
     chosen = engines.prepare(wish, say)
     say(str(chosen))
     at_once = settings.answers_at_once or engines.AT_ONCE[chosen.engine]
-    return LanguageModel(engines.load(wish, chosen), at_once, waiting, answering=answering)
+    return LanguageModel(engines.load(wish, chosen), at_once, waiting, answering=answering, each=each)
 
 
 def wished(settings: Settings) -> engines.Wish:
@@ -323,6 +328,8 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         hippocampus, conversations, model, settings.most_memories, close, settings.reads_little,
         longest=settings.message_characters, adapters=worn,
     )  # fmt: skip
+    channels = Channels(store, cortex, settings.ws_events_kept, settings.answers_per_person)
+    accounts.ended = departures.ended = channels.ended
     return House(
         settings=settings,
         store=store,
@@ -338,7 +345,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = lambda line: None)
         consents=Consents(store, unlearn),
         hippocampus=hippocampus,
         cortex=cortex,
-        channels=Channels(store, cortex, settings.ws_events_kept),
+        channels=channels,
         departures=departures,
         paces=Paces(store, settings.requests_per_person, settings.requests_per_address),
     )
