@@ -228,6 +228,24 @@ def test_ctrl_c_while_it_stands_still_ends_it_at_once(lab):
     assert "KeyboardInterrupt" in lab.file("notebook.ipynb").read_text()
 
 
+def test_ctrl_c_is_said_again_to_a_cell_that_missed_it(lab):
+    sleep = "            time.sleep(600)"
+    again = f"            try:\n    {sleep}\n            except KeyboardInterrupt:\n    {sleep}"
+    deaf = COUNT.replace(sleep, again)
+    assert deaf != COUNT
+    write_notebook(lab.hello, PARAMETERS, JOIN, deaf, FINISH)
+    process, family = lab.start_and_pause()
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - began < 25
+    assert not [child for child in family if child.is_running()]
+    assert (
+        "KeyboardInterrupt" in lab.file("notebook.ipynb").read_text()
+        and lab.rows()[0]["status"] == "unfinished"
+    )
+
+
 def test_a_kernel_that_dies_is_told(lab):
     process, family = lab.start_and_pause()
     os.kill(family[1].pid, signal.SIGKILL)

@@ -127,13 +127,17 @@ def execute(notebook: Path, folder: Path) -> int:
     with without_grammar():
         from papermill import PapermillExecutionError, execute_notebook
 
+    told = False
+
     def interrupt(*_) -> None:
+        nonlocal told
         kernels = psutil.Process().children()
         for kernel in kernels:  # each leads a session of its own
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(kernel.pid, signal.SIGINT)
-        if not kernels:
+        if not kernels and not told:  # said again while the notebook is saved, it is no news
             raise KeyboardInterrupt
+        told = True
 
     signal.signal(signal.SIGINT, interrupt)
     os.chdir(folder)
