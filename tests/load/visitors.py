@@ -118,9 +118,8 @@ class Client:
                     told = json.loads(await answer.read())
                     turn.done(told["turn_id"], told["response"])
                     self.person.conversation = told["conversation_id"]
-                if (
-                    answer.status == 200 and turn.ended != "done"
-                ):  # a stream that ended otherwise is no success
+                # a stream that ended otherwise is no success
+                if answer.status == 200 and turn.ended != "done":
                     return turn.status or 0, turn.wait and str(turn.wait)
                 return answer.status, wait
         except aiohttp.ClientConnectorError:
